@@ -1,0 +1,66 @@
+// Package builder is the seam to whatever boots a temporary machine and
+// captures its disk. Backends: builder/qemu.
+package builder
+
+import (
+	"context"
+	"net"
+
+	"github.com/rebake/rebake/artifact"
+	"golang.org/x/crypto/ssh"
+)
+
+// Builder boots temporary machines. id names a machine before it exists, so
+// that Destroy works after a kill -9 of the process that made it.
+type Builder interface {
+	// Key is what decides the booted machine: base bytes and the hardware that
+	// leaks into the guest. It may resolve and read local files, downloads nothing.
+	Key(ctx context.Context) (artifact.Digest, error)
+	// Prepare makes the base available (download, bootstrap, materialise) and
+	// returns what it is. It is the slow part that a cache saves.
+	Prepare(ctx context.Context) (Base, error)
+	// Boot starts machine id on an overlay of the base.
+	Boot(ctx context.Context, id string) (Machine, error)
+	// BootTest starts machine id on a throw-away overlay of a captured disk, as
+	// the fleet would: another key, another host key, another instance id.
+	BootTest(ctx context.Context, id string, d artifact.Disk, ports []int) (Machine, error)
+	// Destroy removes machine id and all it left; nil if there is none.
+	Destroy(ctx context.Context, id string) error
+}
+
+// Base tells what a build starts from.
+type Base struct {
+	Ref      string          // "debian:bookworm", "base:1.2.0", or the URL
+	Digest   artifact.Digest // of its bytes or its content map
+	Arch     string
+	Firmware string
+	Seed     string // nocloud or credentials
+	User     string
+	DiskSize int64
+}
+
+// Machine is a booted temporary VM.
+type Machine interface {
+	// Endpoint says how to reach the machine; it does not dial SSH. It fails if
+	// the machine died, with the end of its console.
+	Endpoint(ctx context.Context) (Endpoint, error)
+	// Console returns the last n bytes of the serial console, for evidence.
+	Console(n int) string
+	// Capture waits for a clean shutdown (asking for one by ACPI if the guest is
+	// still up) and returns the disk. It never captures a killed machine.
+	Capture(ctx context.Context) (artifact.Disk, error)
+	// Done is closed when the machine is no longer running.
+	Done() <-chan struct{}
+}
+
+// Endpoint is the way into a guest. Data only: the pipeline dials.
+type Endpoint struct {
+	Addr     string // host:port of sshd
+	User     string
+	Signer   ssh.Signer      // the build's own key
+	HostKeys []ssh.PublicKey // pinned; empty is refused
+	Ports    map[int]string  // guest port → host:port, for ports asked for at boot
+}
+
+// Dialer opens a connection to a guest's port; *Endpoint's Ports or a tunnel.
+type Dialer func(ctx context.Context, port int) (net.Conn, error)

@@ -1,0 +1,76 @@
+// Package state names every place under rebake's own directory. docs/state-dir.md
+// describes each; nothing else in the tree joins these paths.
+package state
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+)
+
+// Dir is $REBAKE_HOME.
+type Dir string
+
+// Open returns the state directory: $REBAKE_HOME, or $XDG_DATA_HOME/rebake, or
+// ~/.local/share/rebake; made with mode 0700.
+func Open() (Dir, error) {
+	d := os.Getenv("REBAKE_HOME")
+	if d == "" {
+		base := os.Getenv("XDG_DATA_HOME")
+		if base == "" {
+			home, err := os.UserHomeDir()
+			if err != nil {
+				return "", fmt.Errorf("find a home for the state directory: %w (set REBAKE_HOME)", err)
+			}
+			base = filepath.Join(home, ".local", "share")
+		}
+		d = filepath.Join(base, "rebake")
+	}
+	d, err := filepath.Abs(d)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(d, 0o700); err != nil {
+		return "", fmt.Errorf("make the state directory: %w", err)
+	}
+	return Dir(d), nil
+}
+
+// Store is the OCI layout with every image.
+func (d Dir) Store() string { return filepath.Join(string(d), "store") }
+
+// Bases holds base disks by key.
+func (d Dir) Bases() string { return filepath.Join(string(d), "cache", "bases") }
+
+// Downloads holds finished and partial downloads by checksum.
+func (d Dir) Downloads() string { return filepath.Join(string(d), "cache", "downloads") }
+
+// Disks holds images materialised as sparse raw files, by content digest.
+func (d Dir) Disks() string { return filepath.Join(string(d), "cache", "disks") }
+
+// Builds holds one directory per build or test machine.
+func (d Dir) Builds() string { return filepath.Join(string(d), "builds") }
+
+// Build is the directory of one build.
+func (d Dir) Build(id string) string { return filepath.Join(d.Builds(), id) }
+
+// Logs holds one log file per build, kept after the build is gone.
+func (d Dir) Logs() string { return filepath.Join(string(d), "logs") }
+
+// Fleets holds one directory per fleet.
+func (d Dir) Fleets() string { return filepath.Join(string(d), "fleets") }
+
+// Fleet is the directory of one fleet.
+func (d Dir) Fleet(name string) string { return filepath.Join(d.Fleets(), name) }
+
+// Run is a short directory for sockets (a socket path has at most 108 bytes),
+// private to the user: /tmp/rebake-UID/NAME.
+func Run(name string) string {
+	return filepath.Join(RunRoot(), name)
+}
+
+// RunRoot is the parent of every Run directory.
+func RunRoot() string {
+	return filepath.Join("/tmp", "rebake-"+strconv.Itoa(os.Getuid()))
+}
