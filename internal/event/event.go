@@ -62,6 +62,19 @@ func With(ctx context.Context, sink Sink, red *Redactor) context.Context {
 	return context.WithValue(ctx, key{}, scope{sink: sink, red: red})
 }
 
+// Tee returns a context whose events go to sink too, redacted like the others.
+func Tee(ctx context.Context, sink Sink) context.Context {
+	s := from(ctx)
+	first := s.sink
+	s.sink = func(e Event) {
+		if first != nil {
+			first(e)
+		}
+		sink(e)
+	}
+	return context.WithValue(ctx, key{}, s)
+}
+
 func from(ctx context.Context) scope {
 	s, _ := ctx.Value(key{}).(scope)
 	return s

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/urfave/cli/v2"
+)
+
+// flagsFirst moves a command's flags before its arguments, because urfave/cli
+// stops at the first argument and would take `build t.yaml --force` for two
+// arguments. What follows "--" is left as it is.
+func flagsFirst(app *cli.App, args []string) []string {
+	if len(args) == 0 {
+		return args
+	}
+	flags, commands := app.Flags, app.Commands
+	out := []string{args[0]}
+	i := 1
+	for i < len(args) {
+		a := args[i]
+		if a == "--" {
+			return append(out, args[i:]...)
+		}
+		if isFlag(a) {
+			n := flagWidth(flags, a)
+			out = append(out, args[i:min(i+n, len(args))]...)
+			i += n
+			continue
+		}
+		c := find(commands, a)
+		if c == nil {
+			break
+		}
+		out = append(out, a)
+		flags, commands = append(append([]cli.Flag{}, app.Flags...), c.Flags...), c.Subcommands
+		i++
+	}
+	var opts, rest []string
+	for i < len(args) {
+		a := args[i]
+		switch {
+		case a == "--":
+			rest = append(rest, args[i:]...)
+			i = len(args)
+		case isFlag(a):
+			n := flagWidth(flags, a)
+			opts = append(opts, args[i:min(i+n, len(args))]...)
+			i += n
+		default:
+			rest = append(rest, a)
+			i++
+		}
+	}
+	return append(append(out, opts...), rest...)
+}
+
+func isFlag(a string) bool { return len(a) > 1 && a[0] == '-' }
+
+func find(cs []*cli.Command, name string) *cli.Command {
+	for _, c := range cs {
+		if c.HasName(name) {
+			return c
+		}
+	}
+	return nil
+}
+
+// flagWidth is 2 if the flag takes its value from the next argument.
+func flagWidth(flags []cli.Flag, arg string) int {
+	name := strings.TrimLeft(arg, "-")
+	if strings.Contains(name, "=") {
+		return 1
+	}
+	for _, f := range flags {
+		for _, n := range f.Names() {
+			if n == name {
+				if _, ok := f.(*cli.BoolFlag); ok {
+					return 1
+				}
+				return 2
+			}
+		}
+	}
+	return 1
+}

@@ -1,0 +1,299 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/builder"
+	"github.com/rebake/rebake/internal/event"
+	"github.com/rebake/rebake/internal/seal"
+	"github.com/rebake/rebake/internal/ssh"
+	"github.com/rebake/rebake/internal/template"
+	"github.com/rebake/rebake/provisioner"
+	"golang.org/x/sync/errgroup"
+)
+
+// Baked is what one build came to.
+type Baked struct {
+	Build   string         `json:"build"`
+	Image   artifact.Image `json:"image"`
+	Changed bool           `json:"changed"` // false: an image of the same inputs was there
+	Seconds float64        `json:"seconds"`
+	Log     string         `json:"log,omitempty"`
+}
+
+// Bake builds every build of the template, one after the other. All input is
+// checked before the first machine boots. What was baked before a failure stays.
+func Bake(ctx context.Context, env Env, tpl *template.Template, opts BakeOptions) ([]Baked, error) {
+	bakes, err := bakesOf(ctx, env, tpl, opts)
+	if err != nil {
+		return nil, err
+	}
+	var done []Baked
+	for _, k := range bakes {
+		if k.current != nil {
+			event.Infof(ctx, "nothing changed since %s:%s was baked (--force bakes it again)", k.tpl.Name, k.current.Version)
+			if err := k.retag(ctx, k.current.Digest); err != nil {
+				return done, err
+			}
+			done = append(done, Baked{Build: k.build.Name, Image: *k.current})
+			continue
+		}
+		event.Infof(ctx, "%s", k.describe())
+		began := time.Now()
+		img, log, err := k.run(ctx)
+		if err != nil {
+			return done, err
+		}
+		done = append(done, Baked{k.build.Name, img, true, time.Since(began).Seconds(), log})
+	}
+	return done, nil
+}
+
+// run is the bake, from top to bottom.
+func (k *bake) run(ctx context.Context) (img artifact.Image, logPath string, err error) {
+	c, err := newClaim(k.env.State, k.build.Kind, k.tpl.Path)
+	if err != nil {
+		return img, "", err
+	}
+	logPath, ctx, closeLog := k.openLog(ctx, c.id)
+	defer closeLog()
+	defer func() { err = errors.Join(err, k.cleanUp(ctx, c)) }()
+
+	base, err := event.Do(ctx, "prepare base", k.builder.Prepare)
+	if err != nil {
+		return img, logPath, err
+	}
+	mach, err := event.Do(ctx, "boot "+base.Ref, func(ctx context.Context) (builder.Machine, error) {
+		return k.builder.Boot(ctx, c.id)
+	})
+	if err != nil {
+		return img, logPath, err
+	}
+	defer func() { k.keepConsole(mach, c.id, err) }()
+	guest, err := event.Do(ctx, "connect", func(ctx context.Context) (*ssh.Client, error) {
+		return connect(ctx, mach, k.sshTimeout())
+	})
+	if err != nil {
+		return img, logPath, err
+	}
+	defer guest.Close()
+	for _, s := range k.steps {
+		if err := k.provision(ctx, s, guest, mach); err != nil {
+			return img, logPath, err
+		}
+	}
+	if err := event.Run(ctx, "seal", func(ctx context.Context) error { return k.seal(ctx, guest, mach) }); err != nil {
+		return img, logPath, k.keep(ctx, mach, err)
+	}
+	disk, err := event.Do(ctx, "shut down", func(ctx context.Context) (artifact.Disk, error) {
+		if err := seal.Shutdown(ctx, guest); err != nil {
+			return nil, err
+		}
+		return mach.Capture(ctx)
+	})
+	if err != nil {
+		return img, logPath, err
+	}
+	defer disk.Close()
+	stored, tests, err := k.storeAndTest(ctx, c.id, disk)
+	if err != nil {
+		return img, logPath, err
+	}
+	img, err = event.Do(ctx, "register", func(ctx context.Context) (artifact.Image, error) {
+		return k.register(ctx, c.id, base, stored, tests)
+	})
+	return img, logPath, err
+}
+
+func (k *bake) provision(ctx context.Context, s step, g provisioner.Guest, mach builder.Machine) error {
+	p := provisioner.WithOptions(s.Provisioner, s.PauseBefore, s.Timeout, s.MaxRetries)
+	err := event.Run(ctx, "provision: "+s.Name, func(ctx context.Context) error { return p.Provision(ctx, g) })
+	if err == nil {
+		return nil
+	}
+	return k.keep(ctx, mach, fmt.Errorf("step %q: %w", s.Name, err))
+}
+
+func (k *bake) seal(ctx context.Context, g provisioner.Guest, mach builder.Machine) error {
+	ep, err := mach.Endpoint(ctx)
+	if err != nil {
+		return err
+	}
+	results, err := seal.Apply(ctx, g, k.tpl.Seal.Skip, ssh.AuthorizedLine(ep.Signer.PublicKey()))
+	for _, r := range results {
+		event.Infof(ctx, "%s", r)
+	}
+	return err
+}
+
+// chunks is what the store has of a disk that is not registered yet.
+type chunks struct {
+	content artifact.Digest
+	added   int64
+	size    int64
+}
+
+// storeAndTest writes the disk's chunks while the sealed image is tested: the
+// two only read it, and nothing is visible until both went well.
+func (k *bake) storeAndTest(ctx context.Context, id string, disk artifact.Disk) (chunks, []artifact.TestResult, error) {
+	got := chunks{size: disk.Size()}
+	var tests []artifact.TestResult
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		return event.Run(gctx, "capture", func(ctx context.Context) error {
+			got.content, got.added, err = k.env.Store.Write(ctx, disk, event.Progressing(ctx))
+			return err
+		})
+	})
+	if k.opts.SkipTest {
+		event.Warnf(ctx, "not tested: --skip-test")
+	} else {
+		g.Go(func() (err error) {
+			return event.Run(gctx, "test", func(ctx context.Context) error {
+				tests, err = k.test(ctx, id, disk)
+				return err
+			})
+		})
+	}
+	return got, tests, g.Wait()
+}
+
+func (k *bake) register(ctx context.Context, id string, base builder.Base, got chunks, tests []artifact.TestResult) (artifact.Image, error) {
+	commit, dirty := gitState(ctx, k.tpl.Dir)
+	img, err := k.env.Store.Register(ctx, artifact.Image{
+		Name: k.tpl.Name, Version: k.version, Content: got.content, Created: now(),
+		Arch: base.Arch, Firmware: base.Firmware, Seed: base.Seed, User: base.User,
+		DiskSize: got.size, StoredNew: got.added, Labels: k.tpl.Labels, Tests: tests,
+		Lineage: artifact.Lineage{
+			Template: k.tpl.Name, TemplateDigest: k.tpl.Digest, InputsDigest: k.inputs,
+			Parent: base.Ref, ParentDigest: base.Digest, GitCommit: commit, GitDirty: dirty,
+			BuildID: id, Builder: k.build.Kind, Rebake: k.env.Version,
+		},
+	})
+	if err != nil {
+		return img, err
+	}
+	img.Tags = k.tags()
+	return img, k.retag(ctx, img.Digest)
+}
+
+func (k *bake) retag(ctx context.Context, d artifact.Digest) error {
+	for _, t := range k.tags() {
+		if err := k.env.Store.Tag(ctx, k.tpl.Name, t, d); err != nil {
+			return fmt.Errorf("tag %s:%s: %w", k.tpl.Name, t, err)
+		}
+	}
+	return nil
+}
+
+// cleanUp destroys the build's machines on a context that nobody cancelled.
+func (k *bake) cleanUp(ctx context.Context, c *claim) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	ids, err := machines(k.env.State, c.id)
+	for i := len(ids) - 1; i >= 0; i-- {
+		err = errors.Join(err, k.builder.Destroy(ctx, ids[i]))
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w (`rebake gc` tries again)", ErrLeftovers, errors.Join(err, c.lock.Close()))
+	}
+	return c.release(k.env.State)
+}
+
+// keep holds a failed machine up for a person, when asked to.
+func (k *bake) keep(ctx context.Context, mach builder.Machine, failed error) error {
+	if !k.opts.KeepFails || ctx.Err() != nil {
+		return failed
+	}
+	if ep, err := mach.Endpoint(ctx); err == nil {
+		event.Warnf(ctx, "%v", failed)
+		event.Waiting(ctx, "you: the machine is kept at %s@%s (console: %s); interrupt to destroy it", ep.User, ep.Addr, k.env.State.Logs())
+		select {
+		case <-ctx.Done():
+		case <-mach.Done():
+		}
+	}
+	return failed
+}
+
+func (k *bake) sshTimeout() time.Duration {
+	if t, ok := k.builder.(interface{ SSHTimeout() time.Duration }); ok {
+		return t.SSHTimeout()
+	}
+	return 5 * time.Minute
+}
+
+// openLog adds a file to the readers of the build's events.
+func (k *bake) openLog(ctx context.Context, id string) (string, context.Context, func()) {
+	path := filepath.Join(k.env.State.Logs(), k.tpl.Name+"-"+id+".log")
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		event.Warnf(ctx, "no build log: %v", err)
+		return "", ctx, func() {}
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		event.Warnf(ctx, "no build log: %v", err)
+		return "", ctx, func() {}
+	}
+	ctx = event.Tee(ctx, func(e event.Event) {
+		if e.Kind != event.Progress {
+			_, _ = f.Write(jsonLine(e)) // a full disk must not stop the build for its log
+		}
+	})
+	return path, ctx, func() { f.Close() }
+}
+
+// keepConsole saves a failed machine's console beside the log.
+func (k *bake) keepConsole(mach builder.Machine, id string, err error) {
+	if err == nil {
+		return
+	}
+	if text := mach.Console(1 << 20); text != "" {
+		path := filepath.Join(k.env.State.Logs(), k.tpl.Name+"-"+id+"-console.log")
+		_ = writeFile(path, []byte(text)) // evidence only: the error itself is on its way
+	}
+}
+
+// connect dials a machine's guest.
+func connect(ctx context.Context, m builder.Machine, timeout time.Duration) (*ssh.Client, error) {
+	ep, err := m.Endpoint(ctx)
+	if err != nil {
+		return nil, err
+	}
+	event.Waiting(ctx, "SSH on %s as %s, at most %s", ep.Addr, ep.User, timeout)
+	return ssh.Dial(ctx, ssh.Target{Addr: ep.Addr, User: ep.User, Signer: ep.Signer, HostKeys: ep.HostKeys},
+		ssh.Options{Timeout: timeout, Alive: func() error {
+			select {
+			case <-m.Done():
+				return fmt.Errorf("the machine stopped; its console ends with:\n%s", indent(m.Console(2000)))
+			default:
+				return nil
+			}
+		}})
+}
+
+func indent(s string) string {
+	return "    " + strings.ReplaceAll(strings.TrimSpace(s), "\n", "\n    ")
+}
+
+// gitState is the commit of the template's checkout, "" outside of one.
+func gitState(ctx context.Context, dir string) (commit string, dirty bool) {
+	git := func(args ...string) (string, error) {
+		out, err := exec.CommandContext(ctx, "git", append([]string{"-C", dir}, args...)...).Output()
+		return strings.TrimSpace(string(out)), err
+	}
+	commit, err := git("rev-parse", "HEAD")
+	if err != nil {
+		return "", false
+	}
+	st, err := git("status", "--porcelain", "--", dir)
+	return commit, err != nil || st != ""
+}

@@ -1,0 +1,54 @@
+// Package pipeline is the whole of rebake's work, put together from the seams:
+// Bake reads top to bottom as a bake, Deploy hands an image to a fleet, GC
+// removes what a killed run left. It is the only package that knows all seams.
+package pipeline
+
+import (
+	"errors"
+	"time"
+
+	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/builder"
+	"github.com/rebake/rebake/fleet"
+	"github.com/rebake/rebake/internal/check"
+	"github.com/rebake/rebake/internal/state"
+	"github.com/rebake/rebake/internal/template"
+	"github.com/rebake/rebake/provisioner"
+)
+
+// Sentinels that decide an exit status.
+var (
+	ErrRolledBack = errors.New("deployment was rolled back")
+	ErrLeftovers  = errors.New("something was left behind")
+	ErrTestFailed = errors.New("the sealed image failed its tests")
+)
+
+// Env is what a run stands on.
+type Env struct {
+	State    state.Dir
+	Store    artifact.Store
+	Backends Backends
+	Version  string // of rebake
+}
+
+// Backends makes the parts that a template names.
+type Backends struct {
+	Kinds       template.Kinds
+	Builder     func(Env, template.Build) (builder.Builder, error)
+	Provisioner func(template.Step, StepEnv) (provisioner.Provisioner, error)
+	Check       func(template.Step) (check.Check, error)
+	Pool        func(env Env, fleetName, kind string, config []byte) (fleet.Pool, error)
+	Router      func(env Env, fleetName, kind string, config []byte, health fleet.HealthCheck) (fleet.Router, error)
+	// Destroy removes a machine by the kind of its builder and its id.
+	Destroy func(env Env, kind string) func(id string) error
+}
+
+// StepEnv is what every script of a build may know.
+type StepEnv struct {
+	Dir     string // of the template
+	Env     map[string]string
+	Secrets []string
+}
+
+// now is a date serial's clock and an image's creation time.
+func now() time.Time { return time.Now().UTC().Truncate(time.Second) }

@@ -1,0 +1,246 @@
+package pipeline
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/builder"
+	"github.com/rebake/rebake/internal/check"
+	"github.com/rebake/rebake/internal/template"
+	"github.com/rebake/rebake/provisioner"
+)
+
+// BakeOptions are the choices of a bake.
+type BakeOptions struct {
+	Only      []string      // build names; none is all
+	Version   string        // instead of the template's or a date serial
+	Tags      []string      // besides the template's
+	Force     bool          // bake even if nothing changed
+	MaxAge    time.Duration // an unchanged image older than this is baked again; 0: never
+	SkipTest  bool
+	KeepFails bool // on failure keep the machine up until interrupted
+	Allow     func(version string) error
+}
+
+// bake is one build of one template, with all its parts made: whatever is
+// wrong with the input was said before this exists.
+type bake struct {
+	env     Env
+	tpl     *template.Template
+	opts    BakeOptions
+	build   template.Build
+	builder builder.Builder
+	steps   []step
+	checks  []namedCheck
+	version string
+	inputs  artifact.Digest
+	stable  bool            // inputs decide the result
+	current *artifact.Image // an image of the same inputs
+}
+
+type step struct {
+	template.Step
+	provisioner.Provisioner
+}
+
+type namedCheck struct {
+	name string
+	check.Check
+}
+
+// newBake makes the parts of a build and finds out whether it is needed.
+func newBake(ctx context.Context, env Env, tpl *template.Template, b template.Build, opts BakeOptions) (*bake, error) {
+	k := &bake{env: env, tpl: tpl, opts: opts, build: b, stable: true}
+	var err error
+	if k.builder, err = env.Backends.Builder(env, b); err != nil {
+		return nil, err
+	}
+	stepEnv := StepEnv{Dir: tpl.Dir, Secrets: tpl.Secrets, Env: map[string]string{
+		"REBAKE_BUILD_NAME": tpl.Name, "REBAKE_BUILDER": b.Kind,
+	}}
+	h := sha256.New()
+	add := func(parts ...string) { fmt.Fprintf(h, "%q\n", parts) }
+	key, err := k.builder.Key(ctx)
+	if err != nil {
+		return nil, err
+	}
+	add("rebake-inputs-v1", tpl.Name, string(key), fmt.Sprint(tpl.Seal.Skip))
+	for _, s := range tpl.Steps {
+		if !s.Applies(b.Name) {
+			continue
+		}
+		p, err := env.Backends.Provisioner(s, stepEnv)
+		if err != nil {
+			return nil, err
+		}
+		key, ok, err := p.Key(ctx)
+		if err != nil {
+			return nil, s.Block.Errorf("", "%v", err)
+		}
+		k.stable = k.stable && ok
+		add("step", s.Kind, string(key))
+		k.steps = append(k.steps, step{s, p})
+	}
+	for _, s := range tpl.Tests {
+		if !s.Applies(b.Name) {
+			continue
+		}
+		c, err := env.Backends.Check(s)
+		if err != nil {
+			return nil, err
+		}
+		canon, err := s.Block.Canonical()
+		if err != nil {
+			return nil, err
+		}
+		add("test", s.Kind, string(canon))
+		k.checks = append(k.checks, namedCheck{s.Name, c})
+	}
+	k.inputs = artifact.Digest("sha256:" + hex.EncodeToString(h.Sum(nil)))
+	return k, k.choose(ctx)
+}
+
+// choose picks the version and looks for an image of the same inputs.
+func (k *bake) choose(ctx context.Context) error {
+	var images []artifact.Image
+	if l, ok := k.env.Store.(artifact.Lister); ok {
+		var err error
+		if images, err = l.List(ctx, k.tpl.Name); err != nil {
+			return err
+		}
+	}
+	var versions []string
+	for i, img := range images {
+		versions = append(versions, img.Version)
+		fresh := k.opts.MaxAge == 0 || now().Sub(img.Created) < k.opts.MaxAge
+		if k.current == nil && k.stable && fresh && img.Lineage.InputsDigest == k.inputs {
+			k.current = &images[i]
+		}
+	}
+	if k.opts.Force {
+		k.current = nil
+	}
+	k.version = k.opts.Version
+	if k.version == "" {
+		k.version = k.tpl.Version
+	}
+	if k.version == "" {
+		k.version = artifact.NextSerial(versions, now())
+		return nil
+	}
+	for _, img := range images {
+		if img.Version != k.version {
+			continue
+		}
+		if img.Lineage.InputsDigest == k.inputs && !k.opts.Force {
+			k.current = &img
+			return nil
+		}
+		return fmt.Errorf("%s:%s: %w", k.tpl.Name, k.version, artifact.ErrExists)
+	}
+	if k.current != nil && k.current.Version != k.version {
+		k.current = nil // a release was asked for by name
+	}
+	return nil
+}
+
+// describe says in a few lines what will happen.
+func (k *bake) describe() string {
+	var names []string
+	for _, s := range k.steps {
+		names = append(names, s.Name)
+	}
+	test := fmt.Sprintf("%d checks of its own and the built-in ones", len(k.checks))
+	if k.opts.SkipTest {
+		test = "no tests (--skip-test)"
+	}
+	return fmt.Sprintf("bake %s:%s with %s: boot, provision (%s), seal, capture, %s, store, tag %s",
+		k.tpl.Name, k.version, k.build.Name, strings.Join(names, ", "), test, strings.Join(k.tags(), ", "))
+}
+
+func (k *bake) tags() []string {
+	return append(append([]string{"latest"}, k.tpl.Tags...), k.opts.Tags...)
+}
+
+// Plan is what a bake would do.
+type Plan struct {
+	Build   string          `json:"build"`
+	Image   string          `json:"image"`
+	Steps   []string        `json:"steps"`
+	Tests   []string        `json:"tests"`
+	Tags    []string        `json:"tags"`
+	Inputs  artifact.Digest `json:"inputs_digest"`
+	Current string          `json:"current,omitempty"` // the image that makes a bake needless
+}
+
+// MakePlan checks a template against its backends and tells what a bake would do.
+func MakePlan(ctx context.Context, env Env, tpl *template.Template, opts BakeOptions) ([]Plan, error) {
+	bakes, err := bakesOf(ctx, env, tpl, opts)
+	if err != nil {
+		return nil, err
+	}
+	var plans []Plan
+	for _, k := range bakes {
+		p := Plan{Build: k.build.Name, Image: k.tpl.Name + ":" + k.version, Tags: k.tags(), Inputs: k.inputs}
+		for _, s := range k.steps {
+			p.Steps = append(p.Steps, s.Name)
+		}
+		for _, c := range k.checks {
+			p.Tests = append(p.Tests, c.name)
+		}
+		if k.current != nil {
+			p.Current = k.current.Name + ":" + k.current.Version
+		}
+		plans = append(plans, p)
+	}
+	return plans, nil
+}
+
+func bakesOf(ctx context.Context, env Env, tpl *template.Template, opts BakeOptions) ([]*bake, error) {
+	var bakes []*bake
+	known := map[string]bool{}
+	for _, b := range tpl.Builds {
+		known[b.Name] = true
+		if len(opts.Only) > 0 && !contains(opts.Only, b.Name) {
+			continue
+		}
+		k, err := newBake(ctx, env, tpl, b, opts)
+		if err != nil {
+			return nil, err
+		}
+		bakes = append(bakes, k)
+	}
+	for _, o := range opts.Only {
+		if !known[o] {
+			return nil, fmt.Errorf("no build %q in %s", o, tpl.Path)
+		}
+	}
+	if len(bakes) == 0 {
+		return nil, errors.New("the template has no build")
+	}
+	return bakes, nil
+}
+
+func contains(list []string, s string) bool {
+	for _, v := range list {
+		if v == s {
+			return true
+		}
+	}
+	return false
+}
+
+func jsonLine(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // plain structs only
+	}
+	return append(b, '\n')
+}
