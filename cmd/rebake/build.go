@@ -1,0 +1,146 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/rebake/rebake/internal/pipeline"
+	"github.com/rebake/rebake/internal/template"
+	"github.com/rebake/rebake/internal/ui"
+	"github.com/urfave/cli/v2"
+)
+
+func templateFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringSliceFlag{Name: "var", Usage: "set a variable: `NAME=VALUE` (repeatable)"},
+		&cli.StringSliceFlag{Name: "var-file", Usage: "read variables from a YAML or JSON `FILE` (repeatable)"},
+	}
+}
+
+func bakeFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringSliceFlag{Name: "only", Usage: "bake only the `BUILD` of this name (repeatable)"},
+		&cli.StringFlag{Name: "version", Usage: "the image's `VERSION`; a date serial where neither this nor the template gives one"},
+		&cli.StringSliceFlag{Name: "tag", Usage: "point this moving `TAG` at the image too (repeatable)"},
+		&cli.BoolFlag{Name: "force", Usage: "bake even if nothing changed"},
+		&cli.DurationFlag{Name: "max-age", Value: 24 * time.Hour, Usage: "bake an unchanged template again once its image is older than this `DURATION`, because packages move on; 0 never"},
+		&cli.BoolFlag{Name: "skip-test", Usage: "store the image without booting it for its tests"},
+		&cli.StringFlag{Name: "on-failure", Value: "destroy", Usage: "`destroy` the machine of a failed build, or keep it up until interrupted"},
+	}
+}
+
+// load reads the template and tells the redactor its secrets.
+func (s *session) load(path string) (*template.Template, error) {
+	t, err := template.Load(path, template.Options{
+		Vars: s.c.StringSlice("var"), VarFiles: s.c.StringSlice("var-file"),
+		Environ: os.Environ(), Kinds: s.Backends.Kinds, Now: time.Now(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.red.Add(t.Secrets...)
+	return t, nil
+}
+
+func (s *session) bakeOptions() (pipeline.BakeOptions, error) {
+	o := pipeline.BakeOptions{
+		Only: s.c.StringSlice("only"), Version: s.c.String("version"), Tags: s.c.StringSlice("tag"),
+		Force: s.c.Bool("force"), MaxAge: s.c.Duration("max-age"), SkipTest: s.c.Bool("skip-test"),
+	}
+	switch v := s.c.String("on-failure"); v {
+	case "destroy":
+	case "keep":
+		o.KeepFails = true
+	default:
+		return o, usagef("destroy or keep", "unknown --on-failure %q", v)
+	}
+	return o, nil
+}
+
+func buildCommand() *cli.Command {
+	return &cli.Command{
+		Name: "build", Usage: "bake an image from a template", ArgsUsage: "TEMPLATE",
+		Description: help("Boots a temporary machine, provisions it over SSH, seals it, tests the sealed image in\ntwo fresh boots, and stores it under a version. If nothing changed since an image younger\nthan --max-age was baked, that image is the result.",
+			"rebake build web.yaml --var release=2026-11-24 --tag nightly", "4 something was left behind (rebake gc)"),
+		Flags: append(templateFlags(), bakeFlags()...),
+		Action: with(func(s *session) error {
+			path, err := arg(s.c, "the template")
+			if err != nil {
+				return err
+			}
+			tpl, err := s.load(path)
+			if err != nil {
+				return err
+			}
+			opts, err := s.bakeOptions()
+			if err != nil {
+				return err
+			}
+			baked, err := pipeline.Bake(s.ctx, s.Env, tpl, opts)
+			if err != nil {
+				return err
+			}
+			return s.result(baked, describeBaked(baked))
+		}),
+	}
+}
+
+func describeBaked(baked []pipeline.Baked) string {
+	var b strings.Builder
+	for _, k := range baked {
+		img := k.Image
+		if !k.Changed {
+			fmt.Fprintf(&b, "%s:%s is up to date  %s\n", img.Name, img.Version, short(img.Digest))
+			continue
+		}
+		passed := 0
+		for _, t := range img.Tests {
+			if t.Passed {
+				passed++
+			}
+		}
+		fmt.Fprintf(&b, "baked %s:%s in %s  %s  %s new in the store, %d checks passed, tags %s\n", img.Name, img.Version,
+			ui.Duration(time.Duration(k.Seconds*float64(time.Second))), short(img.Digest), ui.Size(img.StoredNew), passed, strings.Join(img.Tags, " "))
+	}
+	return b.String()
+}
+
+func validateCommand() *cli.Command {
+	return &cli.Command{
+		Name: "validate", Usage: "check a template and say what a build of it would do", ArgsUsage: "TEMPLATE",
+		Description: help("Reads the template with its variables, checks every block against its backend and every local\nfile it names, and prints the plan. Nothing is booted, downloaded or changed.",
+			"rebake validate web.yaml --var release=1.2.0"),
+		Flags: append(templateFlags(), bakeFlags()[:2]...),
+		Action: with(func(s *session) error {
+			path, err := arg(s.c, "the template")
+			if err != nil {
+				return err
+			}
+			tpl, err := s.load(path)
+			if err != nil {
+				return err
+			}
+			plans, err := pipeline.MakePlan(s.ctx, s.Env, tpl, pipeline.BakeOptions{Only: s.c.StringSlice("only"), Version: s.c.String("version"), MaxAge: 24 * time.Hour})
+			if err != nil {
+				return err
+			}
+			var b strings.Builder
+			for _, p := range plans {
+				fmt.Fprintf(&b, "%s: valid\n  %s with %s\n  provision: %s\n  test: %s\n  tags: %s\n", path, p.Image, p.Build,
+					strings.Join(p.Steps, ", "), strings.Join(p.Tests, ", "), strings.Join(p.Tags, ", "))
+				if p.Current != "" {
+					fmt.Fprintf(&b, "  nothing to bake: %s is of the same inputs\n", p.Current)
+				}
+			}
+			return s.result(plans, b.String())
+		}),
+	}
+}
+
+func writeJSON(w io.Writer, v any) error {
+	return json.NewEncoder(w).Encode(v)
+}

@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/artifact/export"
+	"github.com/rebake/rebake/artifact/oci"
+	"github.com/rebake/rebake/internal/event"
+	"github.com/rebake/rebake/internal/pipeline"
+	"github.com/rebake/rebake/internal/ui"
+	"github.com/urfave/cli/v2"
+)
+
+func imagesCommand() *cli.Command {
+	return &cli.Command{
+		Name: "images", Usage: "what the store holds: ls, show, tag, rm, export, verify, prune",
+		Subcommands: []*cli.Command{
+			{Name: "ls", Usage: "list images, newest first", ArgsUsage: "[NAME]",
+				Description: help("Lists every image, or those of one name.", "rebake images ls web"), Action: with(imagesLs)},
+			{Name: "show", Usage: "everything known about an image", ArgsUsage: "REF",
+				Description: help("Prints version, digest, lineage and test results of name:version, name:tag or name@digest.", "rebake images show web:latest"), Action: with(imagesShow)},
+			{Name: "tag", Usage: "point a moving tag at an image", ArgsUsage: "REF TAG",
+				Description: help("Tags move; versions never do.", "rebake images tag web:20261124.1 stable"), Action: with(imagesTag)},
+			{Name: "rm", Usage: "remove an image, or only a moving tag", ArgsUsage: "REF",
+				Description: help("name:version removes the image with its tags, name:tag only the tag. An image that a fleet\nruns or can go back to is refused. `rebake images prune` frees the space.", "rebake images rm web:20261101.1"), Action: with(imagesRm)},
+			{Name: "export", Usage: "write an image as a bootable disk file", ArgsUsage: "REF FILE",
+				Flags:       []cli.Flag{&cli.StringFlag{Name: "format", Usage: "`qcow2` or raw", Value: "qcow2"}},
+				Description: help("The file boots by itself, in plain QEMU or under libvirt.", "rebake images export web:latest web.qcow2\nqemu-system-x86_64 -m 512 -nographic web.qcow2"), Action: with(imagesExport)},
+			{Name: "verify", Usage: "re-hash everything that images need", ArgsUsage: "[REF]",
+				Description: help("Reads every chunk and compares it with its digest; without REF, of all images.", "rebake images verify"), Action: with(imagesVerify)},
+			{Name: "prune", Usage: "free the space of what no image needs",
+				Flags:       []cli.Flag{&cli.DurationFlag{Name: "grace", Usage: "leave alone what is younger than `DURATION`", Value: 24 * time.Hour}},
+				Description: help("Deletes chunks that no image needs. What fleets and caches use stays.", "rebake images prune --grace 1h"), Action: with(imagesPrune)},
+		},
+	}
+}
+
+// resolve finds the image that a command names.
+func (s *session) resolve(text string) (artifact.Ref, artifact.Image, error) {
+	ref, err := artifact.ParseRef(text)
+	if err != nil {
+		return ref, artifact.Image{}, usagef("for example web:1.4.0, web:stable or web@sha256:…", "%v", err)
+	}
+	img, err := s.Store.Resolve(s.ctx, ref)
+	return ref, img, err
+}
+
+func (s *session) local() (*oci.Store, error) {
+	st, ok := s.Store.(*oci.Store)
+	if !ok {
+		return nil, fmt.Errorf("the store %T cannot do that", s.Store)
+	}
+	return st, nil
+}
+
+func short(d artifact.Digest) string {
+	hex := strings.TrimPrefix(string(d), "sha256:")
+	return hex[:min(12, len(hex))]
+}
+
+func imagesLs(s *session) error {
+	if s.c.NArg() > 1 {
+		return usagef("`rebake images ls web`", "images ls takes at most one name")
+	}
+	st, err := s.local()
+	if err != nil {
+		return err
+	}
+	images, err := st.List(s.ctx, s.c.Args().First())
+	if err != nil {
+		return err
+	}
+	if len(images) == 0 {
+		return s.result([]artifact.Image{}, "no images yet: `rebake init minimal && rebake build minimal.yaml` bakes one")
+	}
+	rows := [][]string{{"IMAGE", "VERSION", "TAGS", "DIGEST", "DISK", "NEW", "CREATED", "FROM"}}
+	for _, i := range images {
+		rows = append(rows, []string{i.Name, i.Version, strings.Join(i.Tags, ","), short(i.Digest), ui.Size(i.DiskSize), ui.Size(i.StoredNew),
+			i.Created.Local().Format("2006-01-02 15:04"), i.Lineage.Parent})
+	}
+	return s.result(images, ui.Table(rows))
+}
+
+const showTemplate = `image     {{.Name}}:{{.Version}}
+digest    {{.Digest}}
+content   {{.Content}}
+tags      {{range .Tags}}{{.}} {{end}}
+created   {{.Created}}
+machine   {{.Arch}}, {{.Firmware}}, seeded by {{.Seed}}, user {{.User}}
+from      {{.Lineage.Parent}} {{.Lineage.ParentDigest}}
+template  {{.Lineage.Template}} {{.Lineage.TemplateDigest}}
+commit    {{if .Lineage.GitCommit}}{{.Lineage.GitCommit}}{{if .Lineage.GitDirty}} (dirty){{end}}{{else}}none{{end}}
+build     {{.Lineage.BuildID}} by {{.Lineage.Builder}}, rebake {{.Lineage.Rebake}}
+{{range .Tests}}test      {{if .Passed}}passed{{else}}FAILED{{end}}  {{.Name}}{{if .Message}}: {{.Message}}{{end}}
+{{end}}`
+
+func imagesShow(s *session) error {
+	name, err := arg(s.c, "an image reference")
+	if err != nil {
+		return err
+	}
+	_, img, err := s.resolve(name)
+	if err != nil {
+		return err
+	}
+	text, err := render(showTemplate, img)
+	if err != nil {
+		return err
+	}
+	return s.result(img, text)
+}
+
+func imagesTag(s *session) error {
+	if s.c.NArg() != 2 {
+		return usagef("`rebake images tag web:20261124.1 stable`", "images tag takes a reference and a tag; got %d arguments", s.c.NArg())
+	}
+	_, img, err := s.resolve(s.c.Args().Get(0))
+	if err != nil {
+		return err
+	}
+	tag := s.c.Args().Get(1)
+	if err := s.Store.Tag(s.ctx, img.Name, tag, img.Digest); err != nil {
+		return err
+	}
+	return s.result(map[string]string{"tag": img.Name + ":" + tag, "digest": string(img.Digest)},
+		fmt.Sprintf("%s:%s is now %s (%s)", img.Name, tag, img.Version, short(img.Digest)))
+}
+
+func imagesRm(s *session) error {
+	name, err := arg(s.c, "an image reference")
+	if err != nil {
+		return err
+	}
+	st, err := s.local()
+	if err != nil {
+		return err
+	}
+	ref, img, err := s.resolve(name)
+	if err != nil {
+		return err
+	}
+	if ref.Tag == "" || ref.Tag == img.Version || ref.Digest != "" {
+		if who, err := pipeline.UsedBy(s.Env, img.Digest); err != nil || who != "" {
+			if err != nil {
+				return fmt.Errorf("cannot tell whether a fleet uses it, so it stays: %w", err)
+			}
+			return hinted(fmt.Errorf("%s:%s: %w by fleet %s", img.Name, img.Version, artifact.ErrInUse, who), "deploy another image first, or `rebake fleet destroy %s`", who)
+		}
+	}
+	if err := st.Remove(s.ctx, ref); err != nil {
+		return err
+	}
+	return s.result(map[string]string{"removed": name}, "removed "+name)
+}
+
+func imagesExport(s *session) error {
+	if s.c.NArg() != 2 {
+		return usagef("`rebake images export web:latest web.qcow2`", "images export takes a reference and a file; got %d arguments", s.c.NArg())
+	}
+	_, img, err := s.resolve(s.c.Args().Get(0))
+	if err != nil {
+		return err
+	}
+	format := s.c.String("format")
+	if format != "qcow2" && format != "raw" {
+		return usagef("qcow2 or raw", "unknown --format %q", format)
+	}
+	path, err := filepath.Abs(s.c.Args().Get(1))
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(path); err == nil {
+		return usagef("give another file, or remove it first", "%s exists", path)
+	}
+	_, err = event.Do(s.ctx, "export "+filepath.Base(path), func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, export.Disk(ctx, s.Store, img, format, path, event.Progressing(ctx))
+	})
+	if err != nil {
+		return err
+	}
+	return s.result(map[string]string{"file": path, "format": format, "image": string(img.Digest)},
+		fmt.Sprintf("wrote %s (%s) from %s:%s", path, format, img.Name, img.Version))
+}
+
+func imagesVerify(s *session) error {
+	st, err := s.local()
+	if err != nil {
+		return err
+	}
+	var images []artifact.Image
+	if s.c.NArg() == 0 {
+		if images, err = st.List(s.ctx, ""); err != nil {
+			return err
+		}
+	} else {
+		_, img, err := s.resolve(s.c.Args().First())
+		if err != nil {
+			return err
+		}
+		images = append(images, img)
+	}
+	for _, img := range images {
+		_, err := event.Do(s.ctx, "verify "+img.Name+":"+img.Version, func(ctx context.Context) (struct{}, error) {
+			return struct{}{}, st.Verify(ctx, img, event.Progressing(ctx))
+		})
+		if err != nil {
+			return hinted(err, "the store is damaged: bake or pull %s again", img.Name)
+		}
+	}
+	return s.result(map[string]int{"verified": len(images)}, fmt.Sprintf("%d images verified", len(images)))
+}
+
+func imagesPrune(s *session) error {
+	st, err := s.local()
+	if err != nil {
+		return err
+	}
+	keep, err := pipeline.InUse(s.Env)
+	if err != nil {
+		return fmt.Errorf("cannot tell what is in use, so nothing was deleted: %w", err)
+	}
+	freed, err := st.Prune(s.ctx, s.c.Duration("grace"), keep)
+	if err != nil {
+		return err
+	}
+	return s.result(map[string]int64{"freed": freed}, ui.Size(freed)+" freed")
+}
