@@ -63,6 +63,22 @@ func (r *Router) startOrAdopt(ctx context.Context) error {
 	if pid := r.pid(); pid != 0 {
 		return r.adopt(ctx, pid)
 	}
+	// the file may be lost where the process is not
+	if info, err := r.ask(ctx, "show info"); err == nil {
+		for line := range strings.Lines(info) {
+			n, ok := strings.CutPrefix(line, "Pid: ")
+			if !ok {
+				continue
+			}
+			if err := writeFile(r.file(pidName), []byte(n)); err != nil {
+				return err
+			}
+			if pid := r.pid(); pid != 0 {
+				return r.adopt(ctx, pid)
+			}
+		}
+		return fmt.Errorf("socket %s belongs to a HAProxy that is not of this fleet", r.socketPath())
+	}
 	return r.start(ctx)
 }
 

@@ -42,19 +42,30 @@ func (r *Router) ask(ctx context.Context, command string) (string, error) {
 		return "", err
 	}
 	if _, err := io.WriteString(conn, command+"\n"); err != nil {
-		return "", fmt.Errorf("send %q to the router: %w", command, err)
+		return "", lost(command, err)
 	}
 	answer, err := io.ReadAll(io.LimitReader(conn, maxAnswer+1))
 	if ctx.Err() != nil {
 		return "", context.Cause(ctx)
 	}
 	if err != nil {
-		return "", fmt.Errorf("read the router's answer to %q: %w", command, err)
+		return "", lost(command, err)
+	}
+	if len(answer) == 0 { // each answer has at least an empty line
+		return "", lost(command, io.ErrUnexpectedEOF)
 	}
 	if len(answer) > maxAnswer {
 		return "", fmt.Errorf("the router's answer to %q is longer than %d bytes", command, maxAnswer)
 	}
 	return string(answer), nil
+}
+
+// lost tells a router that died under a command from other trouble.
+func lost(command string, err error) error {
+	if errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w: it went away during %q", errDown, command)
+	}
+	return fmt.Errorf("ask the router %q: %w", command, err)
 }
 
 // command is for commands that answer nothing when they succeed.
