@@ -4,9 +4,24 @@
 package journal
 
 import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
 	"time"
 )
+
+// ErrCorrupt is a journal that was changed by something other than Append.
+var ErrCorrupt = errors.New("journal is corrupt")
+
+// maxSize bounds what is read into memory; a deployment writes some 20 KiB.
+const maxSize = 256 << 20
 
 // Record is one line.
 type Record struct {
@@ -16,4 +31,222 @@ type Record struct {
 	Data json.RawMessage `json:"data,omitempty"`
 	Prev string          `json:"prev"` // Sum of the record before, "" for the first
 	Sum  string          `json:"sum"`  // hex sha256 of the record without Sum
+}
+
+// sum hashes the record as it is written, Sum empty.
+func (r Record) sum() (string, error) {
+	r.Sum = ""
+	b, err := json.Marshal(r)
+	if err != nil {
+		return "", err
+	}
+	h := sha256.Sum256(b)
+	return hex.EncodeToString(h[:]), nil
+}
+
+// file is what a journal needs of *os.File.
+type file interface {
+	io.WriteCloser
+	Sync() error
+	Truncate(size int64) error
+}
+
+// Journal is open for appending. It is safe for many goroutines; that one
+// process at a time has it open is the caller's lock to see to.
+type Journal struct {
+	mu   sync.Mutex
+	path string
+	f    file
+	size int64  // bytes that are known good
+	last Record // zero for none
+	bad  bool   // bytes after size may be there
+	now  func() time.Time
+}
+
+// Open reads and verifies the journal at path, which it makes if there is none,
+// cuts off a torn last line, and returns what it holds.
+func Open(path string) (*Journal, []Record, error) {
+	_, err := os.Lstat(path)
+	fresh := errors.Is(err, os.ErrNotExist)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open the journal: %w", err)
+	}
+	fail := func(err error) (*Journal, []Record, error) {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	if fresh {
+		if err := syncDir(filepath.Dir(path)); err != nil {
+			return fail(fmt.Errorf("make the journal: %w", err))
+		}
+	}
+	recs, good, torn, err := load(path)
+	if err != nil {
+		return fail(err)
+	}
+	if torn {
+		if err := f.Truncate(good); err != nil {
+			return fail(fmt.Errorf("cut off the torn end of %s: %w", path, err))
+		}
+		if err := f.Sync(); err != nil {
+			return fail(fmt.Errorf("cut off the torn end of %s: %w", path, err))
+		}
+	}
+	j := &Journal{path: path, f: f, size: good, now: time.Now}
+	if n := len(recs); n > 0 {
+		j.last = recs[n-1]
+	}
+	return j, recs, nil
+}
+
+// Read returns the verified records of a journal that another process may be
+// writing: a torn last line is left alone. No file is no records.
+func Read(path string) ([]Record, error) {
+	recs, _, _, err := load(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return recs, err
+}
+
+// Append writes one record and returns once it is on the disk. After an error
+// nothing was added, and the journal can be used again.
+func (j *Journal) Append(kind string, data any) (Record, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.f == nil {
+		return Record{}, fmt.Errorf("append to the journal: %w", os.ErrClosed)
+	}
+	r := Record{Seq: j.last.Seq + 1, Time: j.now().UTC(), Kind: kind, Prev: j.last.Sum}
+	if data != nil {
+		raw, err := json.Marshal(data)
+		if err != nil {
+			return Record{}, fmt.Errorf("append %s to the journal: %w", kind, err)
+		}
+		r.Data = raw
+	}
+	var err error
+	if r.Sum, err = r.sum(); err != nil {
+		return Record{}, fmt.Errorf("append %s to the journal: %w", kind, err)
+	}
+	line, err := json.Marshal(r)
+	if err != nil {
+		return Record{}, fmt.Errorf("append %s to the journal: %w", kind, err)
+	}
+	line = append(line, '\n')
+	if j.size+int64(len(line)) > maxSize {
+		return Record{}, fmt.Errorf("append %s to the journal: %s is full (%d bytes)", kind, j.path, j.size)
+	}
+	if j.bad {
+		if err := j.cut(); err != nil {
+			return Record{}, fmt.Errorf("mend the journal: %w", err)
+		}
+	}
+	if _, err := j.f.Write(line); err != nil {
+		return Record{}, errors.Join(fmt.Errorf("append %s to the journal: %w", kind, err), j.cut())
+	}
+	if err := j.f.Sync(); err != nil {
+		return Record{}, errors.Join(fmt.Errorf("append %s to the journal: %w", kind, err), j.cut())
+	}
+	j.size += int64(len(line))
+	j.last = r
+	return r, nil
+}
+
+// cut goes back to the last good record.
+func (j *Journal) cut() error {
+	j.bad = true
+	if err := j.f.Truncate(j.size); err != nil {
+		return err
+	}
+	if err := j.f.Sync(); err != nil {
+		return err
+	}
+	j.bad = false
+	return nil
+}
+
+// Close closes the file. A second Close does nothing.
+func (j *Journal) Close() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.f == nil {
+		return nil
+	}
+	err := j.f.Close()
+	j.f = nil
+	return err
+}
+
+// load reads at most maxSize bytes of path.
+func load(path string) (recs []Record, good int64, torn bool, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, 0, false, fmt.Errorf("read the journal: %w", err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxSize+1))
+	if err != nil {
+		return nil, 0, false, fmt.Errorf("read the journal: %w", err)
+	}
+	if len(b) > maxSize {
+		return nil, 0, false, fmt.Errorf("%w: %s is larger than %d bytes", ErrCorrupt, path, maxSize)
+	}
+	recs, good, err = parse(b)
+	if err != nil {
+		return nil, 0, false, fmt.Errorf("%s: %w", path, err)
+	}
+	return recs, good, good < int64(len(b)), nil
+}
+
+// parse verifies b; good is the length of its whole lines. Only bytes after
+// the last newline can be torn: a record and its newline are one write.
+func parse(b []byte) (recs []Record, good int64, err error) {
+	prev := Record{}
+	for {
+		i := bytes.IndexByte(b[good:], '\n')
+		if i < 0 {
+			return recs, good, nil
+		}
+		line := b[good : good+int64(i)]
+		r, err := verify(line, prev)
+		if err != nil {
+			return nil, 0, fmt.Errorf("%w: line %d: %w", ErrCorrupt, len(recs)+1, err)
+		}
+		recs, prev = append(recs, r), r
+		good += int64(i) + 1
+	}
+}
+
+func verify(line []byte, prev Record) (Record, error) {
+	var r Record
+	if err := json.Unmarshal(line, &r); err != nil {
+		return r, err
+	}
+	if r.Seq != prev.Seq+1 || r.Prev != prev.Sum {
+		return r, fmt.Errorf("record %d does not follow record %d", r.Seq, prev.Seq)
+	}
+	sum, err := r.sum()
+	if err != nil {
+		return r, err
+	}
+	if sum != r.Sum {
+		return r, errors.New("its checksum is wrong")
+	}
+	same, err := json.Marshal(r)
+	if err != nil {
+		return r, err
+	}
+	if !bytes.Equal(same, line) { // unknown keys, other spelling: not our bytes
+		return r, errors.New("it was not written by rebake")
+	}
+	return r, nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
