@@ -117,14 +117,11 @@ func prelude(mark string, cmd provisioner.Cmd) (string, error) {
 	sort.Strings(names)
 	var b strings.Builder
 	for _, k := range names {
-		fmt.Fprintf(&b, "export %s=%s\n", k, Quote(cmd.Env[k]))
+		fmt.Fprintf(&b, "export %s=%s\n", k, provisioner.Quote(cmd.Env[k]))
 	}
-	fmt.Fprintf(&b, "export %s=%s\nexec \"${SHELL:-/bin/sh}\" -c %s\n#%s\n", marker, mark, Quote(cmd.Line), mark)
+	fmt.Fprintf(&b, "export %s=%s\nexec \"${SHELL:-/bin/sh}\" -c %s\n#%s\n", marker, mark, provisioner.Quote(cmd.Line), mark)
 	return b.String(), nil
 }
-
-// Quote makes one word of s for a POSIX shell.
-func Quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 // drained is how long output may stay silent after a command's end while
 // something that it left behind holds the pipes open.

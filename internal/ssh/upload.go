@@ -332,9 +332,9 @@ func (c *Client) uploadCat(ctx context.Context, dst string, src fs.FS, list []en
 	dirs.WriteString(`umask 022; mkdir -p "$D" && cd "$D"`)
 	for _, e := range list {
 		if e.info.IsDir() {
-			dirs.WriteString(" && mkdir -p " + Quote("./"+e.name))
+			dirs.WriteString(" && mkdir -p " + provisioner.Quote("./"+e.name))
 		} else if e.link != "" {
-			dirs.WriteString(" && ln -sfn " + Quote(e.link) + " " + Quote("./"+e.name))
+			dirs.WriteString(" && ln -sfn " + provisioner.Quote(e.link) + " " + provisioner.Quote("./"+e.name))
 		}
 	}
 	env := map[string]string{"D": dst}
@@ -356,7 +356,7 @@ func (c *Client) uploadCat(ctx context.Context, dst string, src fs.FS, list []en
 	modes.WriteString(`cd "$D"`)
 	for i := len(list) - 1; i >= 0; i-- {
 		if e := list[i]; e.info.IsDir() {
-			fmt.Fprintf(&modes, " && chmod %o %s", unixMode(e.info.Mode()), Quote("./"+e.name))
+			fmt.Fprintf(&modes, " && chmod %o %s", unixMode(e.info.Mode()), provisioner.Quote("./"+e.name))
 		}
 	}
 	return c.Run(ctx, provisioner.Cmd{Line: modes.String(), Env: env})
