@@ -101,7 +101,10 @@ func (p *Pool) Groups(_ context.Context, name string) ([]fleet.Group, error) {
 			case err != nil:
 				return nil, fmt.Errorf("look at instance %s: %w", id, err)
 			default:
-				in.Running, in.PID, in.Ports = vm.running, vm.pid, vm.ports
+				in.Running, in.Ports = vm.running, vm.ports
+				if vm.running {
+					in.PID = vm.pid
+				}
 				if st, err := os.Stat(filepath.Join(p.dir(name, id), hostKeyName)); err == nil {
 					in.Started = st.ModTime() // made anew just before each start
 				}
