@@ -122,9 +122,9 @@ func probe(ctx context.Context, accel Accel) error {
 		cpu = "max"
 	}
 	var out bytes.Buffer
-	cmd := exec.Command(Binary("amd64"), "-no-user-config", "-nodefaults", "-machine", "q35,accel="+string(accel), "-cpu", cpu, "-m", "32",
+	cmd := exec.Command(Binary("amd64"), "-no-user-config", "-nodefaults", "-machine", "pc,accel="+string(accel), "-cpu", cpu, "-m", "32",
 		"-display", "none", "-vga", "none", "-no-reboot", "-device", "isa-debug-exit,iobase=0x501,iosize=1",
-		"-drive", "if=none,id=d,format=raw,readonly=on,file="+esc(disk), "-device", "virtio-blk-pci,drive=d,bootindex=1")
+		"-drive", "if=ide,format=raw,file="+esc(disk))
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	wait, err := spawn(cmd, true)

@@ -3,7 +3,6 @@ package qemu
 import (
 	"context"
 	"os/exec"
-	"path/filepath"
 	"testing"
 	"time"
 )
@@ -39,7 +38,6 @@ func TestWatchedProcessDiesWithTheOwnersPipe(t *testing.T) {
 	if cmd.Path != "/bin/sh" || !same(pid, mustStart(t, pid)) {
 		t.Fatal("the process does not run")
 	}
-	_ = filepath.Base
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
