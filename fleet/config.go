@@ -1,0 +1,108 @@
+package fleet
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// Files of a fleet's directory. Pools and routers keep theirs beside them.
+const (
+	configName  = "fleet.json"
+	journalName = "journal.jsonl"
+	lockName    = "lock"
+	ownerName   = "lock.owner"
+)
+
+// ErrNoFleet is a fleet that was never deployed, or was destroyed.
+var ErrNoFleet = errors.New("no such fleet")
+
+// Config is what later commands must know of a fleet without its template:
+// fleet.json. Pool and Router are for their backends alone to read.
+type Config struct {
+	Name       string          `json:"name"`
+	Template   string          `json:"template,omitempty"` // where it came from
+	Size       int             `json:"size"`
+	PoolKind   string          `json:"pool_kind"`
+	Pool       json.RawMessage `json:"pool,omitempty"`
+	RouterKind string          `json:"router_kind"`
+	Router     json.RawMessage `json:"router,omitempty"`
+	Health     HealthCheck     `json:"health"`
+	Commands   []string        `json:"commands,omitempty"` // the gate
+	Policy     Policy          `json:"policy"`
+}
+
+// Save writes fleet.json in dir, all or nothing.
+func (c Config) Save(dir string) error {
+	b, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write the fleet's record: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("write the fleet's record: %w", err)
+	}
+	if err := writeFile(filepath.Join(dir, configName), append(b, '\n')); err != nil {
+		return fmt.Errorf("write the fleet's record: %w", err)
+	}
+	return nil
+}
+
+// LoadConfig reads fleet.json from dir. ErrNoFleet if there is none.
+func LoadConfig(dir string) (Config, error) {
+	var c Config
+	b, err := os.ReadFile(filepath.Join(dir, configName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, fmt.Errorf("%w: %s", ErrNoFleet, filepath.Base(dir))
+	}
+	if err != nil {
+		return c, fmt.Errorf("read the fleet's record: %w", err)
+	}
+	if err := json.Unmarshal(b, &c); err != nil {
+		return c, fmt.Errorf("read the fleet's record %s: %w", filepath.Join(dir, configName), err)
+	}
+	return c, nil
+}
+
+// Configs reads the fleet.json of every fleet under root, by name.
+func Configs(root string) ([]Config, error) {
+	dirs, err := os.ReadDir(root)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list the fleets: %w", err)
+	}
+	var out []Config
+	for _, d := range dirs {
+		c, err := LoadConfig(filepath.Join(root, d.Name()))
+		if errors.Is(err, ErrNoFleet) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}
+
+// writeFile replaces path, all or nothing, also after a power cut.
+func writeFile(path string, data []byte) error {
+	tmp := path + ".tmp"
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(tmp))
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return err
+	}
+	d, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,395 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/rebake/rebake/internal/event"
+	"github.com/rebake/rebake/internal/journal"
+)
+
+// Sentinels of deployments.
+var (
+	ErrRolledBack = errors.New("deployment was rolled back")
+	ErrBlocked    = errors.New("deployment is blocked")
+	ErrUnfinished = errors.New("another deployment is unfinished")
+	ErrNothing    = errors.New("nothing to do")
+)
+
+// Deployer carries deployments of one fleet out. Each method takes the fleet's
+// lock (ErrLocked names who has it), so that one operator at a time acts.
+type Deployer struct {
+	Dir    string // the fleet's: journal.jsonl, fleet.json, lock
+	Config Config // saved by Deploy; its Name is the fleet's
+	Pool   Pool
+	Router Router
+	// Gate judges an instance before it gets traffic; nil is no gate. It is
+	// called for each instance, one after the other, and may be called again.
+	Gate func(context.Context, Instance) error
+	Poll time.Duration // between looks; default 50ms
+
+	open func() (log, []journal.Record, error) // tests: another journal
+}
+
+// log is what a deployment needs of *journal.Journal.
+type log interface {
+	Append(kind string, data any) (journal.Record, error)
+	Close() error
+}
+
+// Witness is the optional power of a Pool to say what a group's machines last
+// told: the ends of their serial logs.
+type Witness interface {
+	Evidence(ctx context.Context, id GroupID) (string, error)
+}
+
+// Request is a wish for a fleet.
+type Request struct {
+	Spec   Spec
+	Policy Policy
+	Force  bool // even if this very image serves already
+	Wait   bool // until the old slot is gone, not only until traffic moved
+}
+
+// Result is what came of a call.
+type Result struct {
+	Record
+	Unchanged bool // the image serves already: nothing was done
+}
+
+// Deploy brings the fleet to the request. It returns once all traffic is on
+// the new slot and its last hold is over; the old slot stays warm for
+// Policy.KeepOld and goes by the next call of Tend, Deploy or Rollback, unless
+// Wait. ErrRolledBack and ErrBlocked come with a Result that says why;
+// ErrUnfinished names a deployment of something else that was cut off.
+// A deployment of the same request that was cut off goes on.
+func (d *Deployer) Deploy(ctx context.Context, req Request) (Result, error) {
+	p, err := req.Policy.Complete()
+	if err != nil {
+		return Result{}, err
+	}
+	req.Policy = p
+	if req.Spec.Size < 1 {
+		return Result{}, fmt.Errorf("fleet.size: %d instances cannot serve", req.Spec.Size)
+	}
+	return d.session(ctx, func(s *session) (Result, error) {
+		if r := s.history.Unfinished(); r != nil {
+			if r.State == Blocked || !reflect.DeepEqual(r.New.Spec, req.Spec) {
+				return Result{Record: *r}, unfinished(*r)
+			}
+			event.Infof(ctx, "going on with deployment %s, which was cut off in state %q", r.ID, r.State)
+			return s.finish(ctx, *r, req.Wait)
+		}
+		if cur := s.history.Current(); cur != nil && !req.Force && reflect.DeepEqual(cur.Spec, req.Spec) {
+			if err := s.tend(ctx, req.Wait); err != nil {
+				return Result{}, err
+			}
+			return Result{Record: *s.history.Last(), Unchanged: true}, nil
+		}
+		if err := d.Config.Save(d.Dir); err != nil {
+			return Result{}, err
+		}
+		return s.start(ctx, req, false)
+	})
+}
+
+// Resume goes on with the deployment that was cut off, paused or blocked.
+// ErrNothing if there is none.
+func (d *Deployer) Resume(ctx context.Context, wait bool) (Result, error) {
+	return d.session(ctx, func(s *session) (Result, error) {
+		r := s.history.Unfinished()
+		if r == nil {
+			if last, _ := s.history.Kept(); last != nil {
+				return Result{Record: *s.history.Last()}, s.tend(ctx, wait)
+			}
+			return Result{}, fmt.Errorf("%w: no deployment of %s is unfinished", ErrNothing, d.Config.Name)
+		}
+		if r.State == Blocked {
+			if err := s.unblock(ctx, r); err != nil {
+				return Result{Record: *r}, err
+			}
+		}
+		return s.finish(ctx, *r, wait)
+	})
+}
+
+// Abort takes an unfinished deployment back: traffic to the old slot, then the
+// new one goes. The error is nil when that was reached. After the point of no
+// return (committed) it refuses: Rollback is the word then.
+func (d *Deployer) Abort(ctx context.Context, reason string) (Result, error) {
+	return d.session(ctx, func(s *session) (Result, error) {
+		r := s.history.Unfinished()
+		if r == nil {
+			return Result{}, fmt.Errorf("%w: no deployment of %s is unfinished; `rebake rollback %s` goes back to the image before", ErrNothing, d.Config.Name, d.Config.Name)
+		}
+		return s.back(ctx, *r, reason)
+	})
+}
+
+// Rollback goes back to the image before: with one traffic write while the old
+// slot is kept, or by aborting what is unfinished, or by a new deployment of
+// the previous proven image, all at once but with its health gates.
+func (d *Deployer) Rollback(ctx context.Context, reason string) (Result, error) {
+	return d.session(ctx, func(s *session) (Result, error) {
+		if r := s.history.Unfinished(); r != nil && !r.State.Proven() {
+			return s.back(ctx, *r, reason)
+		} else if r != nil {
+			if _, err := s.finish(ctx, *r, true); err != nil {
+				return Result{Record: *r}, err
+			}
+		}
+		if _, r := s.history.Kept(); r != nil {
+			return s.back(ctx, *r, reason)
+		}
+		prev := s.history.Previous()
+		if prev == nil {
+			return Result{}, fmt.Errorf("%w: %s has no earlier proven image; deploy one with `rebake deploy TEMPLATE --image NAME:VERSION`", ErrNothing, d.Config.Name)
+		}
+		last := s.history.Last().Policy
+		last.Steps = []Step{{Permille: 1000}}
+		return s.start(ctx, Request{Spec: prev.Spec, Policy: last}, true)
+	})
+}
+
+// Tend does what is due: it finishes what is past the point of no return,
+// retires an old slot whose time is over (now: whether or not it is over), and
+// ends instances that no deployment knows.
+func (d *Deployer) Tend(ctx context.Context, now bool) error {
+	_, err := d.session(ctx, func(s *session) (Result, error) {
+		if r := s.history.Unfinished(); r != nil {
+			if r.State.Proven() {
+				return s.finish(ctx, *r, true)
+			}
+			return Result{Record: *r}, nil // a human's to decide
+		}
+		if err := s.tend(ctx, now); err != nil {
+			return Result{}, err
+		}
+		return Result{}, s.sweep(ctx)
+	})
+	return err
+}
+
+// Destroy ends the fleet: traffic, router, every instance, and its directory.
+func (d *Deployer) Destroy(ctx context.Context) error {
+	unlock, err := lock(d.Dir)
+	if err != nil {
+		return err
+	}
+	err = event.Run(ctx, "destroy fleet "+d.Config.Name, func(ctx context.Context) error {
+		if err := d.Router.Remove(ctx); err != nil {
+			return fmt.Errorf("remove the router: %w", err)
+		}
+		groups, err := d.Pool.Groups(ctx, d.Config.Name)
+		if err != nil {
+			return fmt.Errorf("list the instances: %w", err)
+		}
+		for _, g := range groups {
+			if err := d.Pool.Retire(ctx, g.ID); err != nil {
+				return fmt.Errorf("end the %s instances: %w", g.ID.Slot, err)
+			}
+		}
+		return os.RemoveAll(d.Dir) // last: until here it can be repeated
+	})
+	return errors.Join(err, unlock())
+}
+
+// Status is what a fleet is, without its lock.
+type Status struct {
+	Current    *Release     `json:"current,omitempty"`
+	Kept       *Release     `json:"kept,omitempty"`
+	KeptUntil  time.Time    `json:"kept_until,omitzero"`
+	Unfinished *Record      `json:"unfinished,omitempty"`
+	Last       *Record      `json:"last,omitempty"`
+	Groups     []Group      `json:"groups"`
+	Router     RouterStatus `json:"router"`
+}
+
+// Status reads the journal, the pool and the router; it changes nothing.
+func (d *Deployer) Status(ctx context.Context) (Status, error) {
+	h, err := ReadHistory(d.Dir)
+	if err != nil {
+		return Status{}, err
+	}
+	s := Status{Current: h.Current(), Unfinished: h.Unfinished(), Last: h.Last()}
+	if old, r := h.Kept(); old != nil {
+		s.Kept, s.KeptUntil = old, r.Deadline
+	}
+	if s.Groups, err = d.Pool.Groups(ctx, d.Config.Name); err != nil {
+		return s, fmt.Errorf("list the instances: %w", err)
+	}
+	if s.Router, err = d.Router.Status(ctx); err != nil {
+		return s, fmt.Errorf("ask the router: %w", err)
+	}
+	return s, nil
+}
+
+func unfinished(r Record) error {
+	if r.State == Blocked {
+		return fmt.Errorf("%w: %s; `rebake deploy resume %s` tries again, `rebake deploy abort %s` goes back", ErrBlocked, r.Reason, r.Fleet, r.Fleet)
+	}
+	return fmt.Errorf("%w: %s to %s is in state %q; `rebake deploy resume %s` goes on, `rebake deploy abort %s` goes back",
+		ErrUnfinished, r.ID, name(r.New), r.State, r.Fleet, r.Fleet)
+}
+
+func name(r Release) string { return r.Spec.Image.Name + ":" + r.Spec.Image.Version }
+
+// session is one call that holds the lock and the open journal.
+type session struct {
+	*Deployer
+	log     log
+	history History
+}
+
+func (d *Deployer) session(ctx context.Context, f func(*session) (Result, error)) (res Result, err error) {
+	unlock, err := lock(d.Dir)
+	if err != nil {
+		return res, err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	open := d.open
+	if open == nil {
+		open = func() (log, []journal.Record, error) { return journal.Open(filepath.Join(d.Dir, journalName)) }
+	}
+	l, recs, err := open()
+	if err != nil {
+		return res, err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	h, err := replay(recs)
+	if err != nil {
+		return res, err
+	}
+	return f(&session{Deployer: d, log: l, history: h})
+}
+
+// start writes the plan of a new deployment and carries it out.
+func (s *session) start(ctx context.Context, req Request, rollback bool) (Result, error) {
+	if err := s.tend(ctx, true); err != nil { // the kept slot is needed
+		return Result{}, err
+	}
+	o, err := s.observe(ctx)
+	if err != nil {
+		return Result{}, err
+	}
+	who := me()
+	p := Plan{
+		ID: ulid.Make().String(), Fleet: s.Config.Name, By: who.User + "@" + who.Host, Began: time.Now().UTC(),
+		Old: s.history.Current(), Base: o.Router.Weights, Policy: req.Policy, Rollback: rollback,
+	}
+	p.New = Release{Spec: req.Spec, Group: GroupID{Fleet: p.Fleet, Slot: Blue, Deployment: p.ID}}
+	if p.Old != nil {
+		p.New.Group.Slot = p.Old.Group.Slot.Other()
+	}
+	rec, err := s.log.Append(kindPlan, p)
+	if err != nil {
+		return Result{}, err
+	}
+	h, err := replay([]journal.Record{rec})
+	if err != nil {
+		return Result{}, err
+	}
+	s.history = append(s.history, h...)
+	return s.finish(ctx, h[0], req.Wait)
+}
+
+// tend retires the kept old slot if its time is over, or anyway.
+func (s *session) tend(ctx context.Context, anyway bool) error {
+	_, r := s.history.Kept()
+	if r == nil || !anyway && time.Now().Before(r.Deadline) {
+		return nil
+	}
+	if anyway {
+		r.Deadline = time.Now()
+	}
+	_, err := s.finish(ctx, *r, true)
+	return err
+}
+
+// back aborts r, whatever state it is in, unless it is past its point of no return.
+func (s *session) back(ctx context.Context, r Record, reason string) (Result, error) {
+	stopped := r.State
+	if stopped == Blocked {
+		stopped = r.Stopped
+	}
+	switch {
+	case r.State == Blocked: // also from retiring: the human saw what is there
+		o, err := s.observe(ctx)
+		if err != nil {
+			return Result{Record: r}, err
+		}
+		r, _ = r.goBack(look(r, o), r.Policy, time.Now(), orWord(r.Reason, reason))
+	case stopped.Proven():
+		return Result{Record: r}, fmt.Errorf("%w: the deployment is committed; `rebake deploy resume %s` finishes it, then `rebake rollback %s` goes back", ErrUnfinished, r.Fleet, r.Fleet)
+	case stopped.Undoable():
+		r.Abort = reason
+	}
+	if err := s.write(&r, kindState, nil, nil); err != nil {
+		return Result{Record: r}, err
+	}
+	res, err := s.finish(ctx, r, true)
+	if errors.Is(err, ErrRolledBack) {
+		err = nil
+	}
+	return res, err
+}
+
+// unblock goes back into the state that was stopped, with a new deadline. What
+// the router's weights are now is taken as right: a human looked.
+func (s *session) unblock(ctx context.Context, r *Record) error {
+	o, err := s.observe(ctx)
+	if err != nil {
+		return err
+	}
+	if !same(o.Router.Weights, r.Live()) {
+		r.Weights = append(r.Weights, Change{Time: time.Now().UTC(), Weights: o.Router.Weights})
+	}
+	p := r.Policy
+	next, _ := r.enter(r.Stopped, time.Now(), map[State]time.Duration{
+		Planned: p.Drain, Provisioning: p.Launch, Warming: p.Within, Verifying: p.Verify, Shifting: p.Restore, Holding: p.Steps[r.Step].Hold,
+		Baking: p.KeepOld, Retiring: p.Drain, Restoring: p.Restore, DrainingNew: p.Drain, DestroyNew: p.Launch,
+	}[r.Stopped])
+	next.Stopped, next.Sick, next.Flaps, next.Pending = "", time.Time{}, 0, nil
+	*r = next
+	return s.write(r, kindState, nil, nil)
+}
+
+// sweep ends groups that no deployment knows, of slots that the router has empty.
+func (s *session) sweep(ctx context.Context) error {
+	o, err := s.observe(ctx)
+	if err != nil {
+		return err
+	}
+	known := map[GroupID]bool{}
+	if c := s.history.Current(); c != nil {
+		known[c.Group] = true
+	}
+	if k, _ := s.history.Kept(); k != nil {
+		known[k.Group] = true
+	}
+	for _, g := range o.Groups {
+		if known[g.ID] || len(o.Router.Members[g.ID.Slot]) > 0 && !noneOf(o, g) {
+			continue
+		}
+		event.Infof(ctx, "ending %d instances of slot %s that no deployment knows", len(g.Instances), g.ID.Slot)
+		if err := s.Pool.Retire(ctx, g.ID); err != nil {
+			return fmt.Errorf("end the leftover %s instances: %w", g.ID.Slot, err)
+		}
+	}
+	return nil
+}
+
+func noneOf(o Observation, g Group) bool {
+	for _, m := range o.Router.Members[g.ID.Slot] {
+		if ofGroup(o, g.ID, m.ID) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,229 @@
+package fleet
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// State is where a deployment is. See Next for what each one does.
+type State string
+
+// The states, in the order of a good deployment, then those of the way back.
+const (
+	Planned      State = "planned"      // clears the slot of what was left there
+	Provisioning State = "provisioning" // starts the new instances
+	Warming      State = "warming"      // waits until the router finds them healthy
+	Verifying    State = "verifying"    // runs the gate in each
+	Shifting     State = "shifting"     // writes the weights of step Step
+	Holding      State = "holding"      // watches the new slot for the step's hold
+	Baking       State = "baking"       // promoted; the old slot is kept warm until the deadline
+	Committed    State = "committed"    // the point of no return: the image is proven
+	Retiring     State = "retiring"     // drains, detaches and ends the old slot
+	Done         State = "done"
+
+	Restoring   State = "restoring"    // gives the traffic back to the old slot
+	DrainingNew State = "draining new" // lets the new slot's requests end
+	DestroyNew  State = "destroy new"  // ends the new instances
+	RolledBack  State = "rolled back"
+
+	Blocked State = "blocked" // nothing is touched until a human says resume or abort
+)
+
+// Finished says that nothing is left to do: the state is absorbing.
+func (s State) Finished() bool { return s == Done || s == RolledBack }
+
+// Undoable says that a failure or an abort leads back to the old slot.
+func (s State) Undoable() bool {
+	return slices.Contains([]State{Planned, Provisioning, Warming, Verifying, Shifting, Holding, Baking}, s)
+}
+
+// Proven says that the new image was committed.
+func (s State) Proven() bool { return s == Committed || s == Retiring || s == Done }
+
+// Step is a share of traffic for the new slot, and how long it must do well with it.
+type Step struct {
+	Permille int           `json:"permille"`
+	Hold     time.Duration `json:"hold"`
+}
+
+// Policy is how a fleet is replaced. The zero value of each field is its default.
+type Policy struct {
+	Port      int           `json:"port"`       // guest port that the router sends traffic to
+	Steps     []Step        `json:"steps"`      // rising; default: everything at once
+	KeepOld   time.Duration `json:"keep_old"`   // how long the old slot stays warm; 0: not at all
+	Launch    time.Duration `json:"launch"`     // default 2m: to start the instances' processes
+	Within    time.Duration `json:"within"`     // default 5m: from started to healthy
+	Verify    time.Duration `json:"verify"`     // default 5m: for the gate
+	Drain     time.Duration `json:"drain"`      // default 60s: longest wait for requests in flight, then they are cut
+	Restore   time.Duration `json:"restore"`    // default 60s: for the old slot to be able to serve again
+	Grace     time.Duration `json:"grace"`      // default 2s: how long a new instance may be unhealthy under traffic
+	Retries   int           `json:"retries"`    // default 3: failures of one call in a row that are a failed deployment
+	OnFailure string        `json:"on_failure"` // "rollback" (default) or "pause": stop where it is, for a human
+}
+
+// Complete fills in defaults and refuses what makes no sense.
+func (p Policy) Complete() (Policy, error) {
+	for _, d := range []struct {
+		v   *time.Duration
+		def time.Duration
+	}{
+		{&p.Launch, 2 * time.Minute}, {&p.Within, 5 * time.Minute}, {&p.Verify, 5 * time.Minute},
+		{&p.Drain, time.Minute}, {&p.Restore, time.Minute}, {&p.Grace, 2 * time.Second},
+	} {
+		if *d.v < 0 {
+			return p, fmt.Errorf("deploy: %s is no duration to wait for", *d.v)
+		}
+		if *d.v == 0 {
+			*d.v = d.def
+		}
+	}
+	if p.KeepOld < 0 || p.Retries < 0 {
+		return p, fmt.Errorf("deploy: keep_old %s, retries %d: not less than zero", p.KeepOld, p.Retries)
+	}
+	if p.Retries == 0 {
+		p.Retries = 3
+	}
+	if p.OnFailure == "" {
+		p.OnFailure = "rollback"
+	}
+	if p.OnFailure != "rollback" && p.OnFailure != "pause" {
+		return p, fmt.Errorf("deploy.on_failure: %q is neither rollback nor pause", p.OnFailure)
+	}
+	if p.Port < 1 || p.Port > 65535 {
+		return p, fmt.Errorf("deploy: %d is not a port that traffic can be sent to", p.Port)
+	}
+	last := 0
+	for _, s := range p.Steps {
+		if s.Permille <= last || s.Permille > 1000 || s.Hold < 0 {
+			return p, fmt.Errorf("deploy.steps: weights must rise from above 0 to 100 percent, %.1f follows %.1f", float64(s.Permille)/10, float64(last)/10)
+		}
+		last = s.Permille
+	}
+	if last < 1000 {
+		p.Steps = append(slices.Clone(p.Steps), Step{Permille: 1000})
+	}
+	return p, nil
+}
+
+// Release is a group that serves, or did, or shall: enough to make it again.
+type Release struct {
+	Group GroupID `json:"group"`
+	Spec  Spec    `json:"spec"`
+}
+
+// Plan is what does not change in a deployment: its first journal record.
+type Plan struct {
+	ID     string       `json:"id"` // ULID
+	Fleet  string       `json:"fleet"`
+	By     string       `json:"by"` // user@host
+	Began  time.Time    `json:"began"`
+	New    Release      `json:"new"`
+	Old    *Release     `json:"old,omitempty"` // nil: the fleet's first
+	Base   map[Slot]int `json:"base"`          // weights that it found
+	Policy Policy       `json:"policy"`
+
+	Rollback bool `json:"rollback,omitempty"` // away from Old, by a human's word
+}
+
+// Change is one traffic write.
+type Change struct {
+	Time    time.Time    `json:"time"`
+	Weights map[Slot]int `json:"weights"` // permille
+}
+
+// Progress is what changes: each later record of the journal holds it whole,
+// so that the last one tells all.
+type Progress struct {
+	State    State          `json:"state"`
+	Step     int            `json:"step"`
+	Since    time.Time      `json:"since"`
+	Deadline time.Time      `json:"deadline"`          // of State, absolute
+	Verified bool           `json:"verified"`          // the gate passed
+	Shown    bool           `json:"shown"`             // evidence of the failure was kept
+	Weights  []Change       `json:"weights,omitempty"` // every traffic write that was done
+	Pending  map[Slot]int   `json:"pending,omitempty"` // one that may have been done
+	Drained  time.Time      `json:"drained"`           // the old slot (or, on the way back, the new) was first seen idle without traffic
+	Cut      int            `json:"cut"`               // requests that the drain timeout ended
+	Sick     time.Time      `json:"sick"`              // a new instance is unhealthy under traffic since
+	Flaps    int            `json:"flaps"`             // times it recovered
+	Failures int            `json:"failures"`          // of the current call, in a row
+	LastErr  string         `json:"last_error,omitempty"`
+	Abort    string         `json:"abort,omitempty"`    // a human's wish to go back
+	Reason   string         `json:"reason,omitempty"`   // a sentence: why it failed, was aborted or is blocked
+	Checks   []MemberStatus `json:"checks,omitempty"`   // the new slot as it was when it failed
+	Stopped  State          `json:"stopped,omitempty"`  // of Blocked: where resume goes on
+	Touched  bool           `json:"touched,omitempty"`  // traffic may have been sent to the new slot
+	Waived   string         `json:"waived,omitempty"`   // a safety margin that could not be kept, and why
+	Evidence string         `json:"evidence,omitempty"` // what the pool knows of the failed group
+}
+
+// Record is a deployment.
+type Record struct {
+	Plan
+	Progress
+}
+
+// Live is what the last traffic write left, as far as the record knows.
+func (r Record) Live() map[Slot]int {
+	if n := len(r.Weights); n > 0 {
+		return r.Weights[n-1].Weights
+	}
+	return r.Base
+}
+
+// SwapSeconds is from the first traffic write to the old slot idle; 0 if that never came.
+func (r Record) SwapSeconds() float64 {
+	if len(r.Weights) == 0 || r.Drained.Before(r.Weights[0].Time) {
+		return 0
+	}
+	return r.Drained.Sub(r.Weights[0].Time).Seconds()
+}
+
+// Verdict is the outcome in one word or two.
+func (r Record) Verdict() string {
+	switch {
+	case r.State == RolledBack:
+		return "rolled back"
+	case r.State == Blocked:
+		return "blocked"
+	case r.State == Baking, r.State.Proven():
+		return "promoted"
+	}
+	return "unfinished"
+}
+
+// Observation is what the pool and the router say is there, now.
+type Observation struct {
+	Groups []Group
+	Router RouterStatus
+}
+
+// Op is what an Action does.
+type Op string
+
+// The actions. Go is only a change of state; Wait looks again a little later.
+const (
+	Go       Op = "go"
+	Wait     Op = "wait"
+	Launch   Op = "launch"
+	Attach   Op = "attach"
+	Ready    Op = "ready"
+	Gate     Op = "gate"
+	Weigh    Op = "weigh"
+	Drain    Op = "drain"
+	Detach   Op = "detach"
+	Evidence Op = "evidence"
+	Retire   Op = "retire"
+)
+
+// Action is one call, or none. Each may be repeated without harm.
+type Action struct {
+	Op      Op           `json:"op"`
+	Slot    Slot         `json:"slot,omitempty"`
+	Group   GroupID      `json:"group,omitzero"`
+	Members []Member     `json:"members,omitempty"`
+	Weights map[Slot]int `json:"weights,omitempty"`
+	Force   bool         `json:"force,omitempty"`
+	For     string       `json:"for,omitempty"` // of Wait: what for, in words
+}

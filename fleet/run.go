@@ -1,0 +1,272 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/rebake/rebake/internal/event"
+)
+
+// blind is how long the pool or the router may be out of reach before a
+// deployment stops where it is.
+const blind = 30 * time.Second
+
+const maxEvidence = 64 << 10
+
+// finish runs the loop until the deployment needs nothing more: it is done,
+// rolled back, blocked, or only keeps its old slot (unless wait).
+func (s *session) finish(ctx context.Context, r Record, wait bool) (Result, error) {
+	var err error
+	for !r.State.Finished() && r.State != Blocked {
+		if r.State == Baking && !wait && r.Abort == "" && time.Now().Before(r.Deadline) {
+			event.Infof(ctx, "the old instances stay warm until %s: `rebake rollback %s` goes back at once", r.Deadline.Local().Format("15:04:05"), r.Fleet)
+			break
+		}
+		r, err = event.Do(ctx, r.title(), func(ctx context.Context) (Record, error) { return s.stay(ctx, r) })
+		*s.history.Last() = r
+		if err != nil {
+			return Result{Record: r}, err
+		}
+	}
+	switch r.State {
+	case RolledBack:
+		return Result{Record: r}, fmt.Errorf("%w: %s", ErrRolledBack, r.Reason)
+	case Blocked:
+		return Result{Record: r}, unfinished(r)
+	}
+	return Result{Record: r}, nil
+}
+
+// title names a state for a reader.
+func (r Record) title() string {
+	slot := r.New.Group.Slot
+	switch r.State {
+	case Planned:
+		return fmt.Sprintf("deploy %s to slot %s", name(r.New), slot)
+	case Provisioning:
+		return fmt.Sprintf("start %d %s instances", r.New.Spec.Size, slot)
+	case Warming:
+		return fmt.Sprintf("warm up slot %s", slot)
+	case Verifying:
+		return fmt.Sprintf("verify slot %s", slot)
+	case Shifting:
+		return fmt.Sprintf("shift %d%% of traffic to slot %s", r.Policy.Steps[r.Step].Permille/10, slot)
+	case Holding:
+		return fmt.Sprintf("hold at %d%%", r.Policy.Steps[r.Step].Permille/10)
+	case Baking:
+		return "keep the old instances"
+	case Committed:
+		return "commit " + name(r.New)
+	case Retiring:
+		return "retire the old instances"
+	case Restoring:
+		return "give traffic back"
+	case DrainingNew:
+		return "drain the new instances"
+	case DestroyNew:
+		return "end the new instances"
+	}
+	return string(r.State)
+}
+
+// stay runs Next until the state changes.
+func (s *session) stay(ctx context.Context, r Record) (Record, error) {
+	var lost time.Time
+	told := ""
+	for state := r.State; r.State == state; {
+		if ctx.Err() != nil {
+			return r, context.Cause(ctx)
+		}
+		o, err := s.observe(ctx)
+		if err != nil { // nobody knows what is there: nothing is touched
+			if ctx.Err() != nil {
+				return r, context.Cause(ctx)
+			}
+			if lost.IsZero() {
+				lost = time.Now()
+				event.Warnf(ctx, "%v; trying again for %s", err, blind)
+			}
+			if time.Since(lost) >= blind {
+				r, _ = r.block(time.Now(), "%v for %s", err, blind)
+				return r, s.write(&r, kindState, nil, nil)
+			}
+			s.pause(ctx, 10)
+			continue
+		}
+		lost = time.Time{}
+		next, act := Next(r, o, r.Policy, time.Now())
+		changed := next.State != r.State || next.Drained != r.Drained || next.Sick != r.Sick
+		r = next
+		if changed {
+			if err := s.write(&r, kindState, nil, nil); err != nil {
+				return r, err
+			}
+		}
+		switch act.Op {
+		case Go:
+			if r.State == Restoring || r.State == Blocked {
+				event.Warnf(ctx, "%s", r.Reason)
+			}
+		case Wait:
+			if act.For != told {
+				told = act.For
+				event.Waiting(ctx, "%s", act.For)
+			}
+			s.pause(ctx, 1)
+		default:
+			if r, err = s.act(ctx, r, o, act); err != nil {
+				return r, err
+			}
+		}
+	}
+	return r, nil
+}
+
+// act does one action: checked, its intent written before it, its effect after.
+// What the pool or the router refuses is kept in the record for Next to judge.
+func (s *session) act(ctx context.Context, r Record, o Observation, a Action) (Record, error) {
+	if err := Check(r, o, a, time.Now()); err != nil {
+		r, _ = r.block(time.Now(), "%v", err)
+		return r, s.write(&r, kindState, nil, nil)
+	}
+	if a.Op == Weigh {
+		r.Pending = a.Weights
+		r.Touched = r.Touched || a.Weights[r.New.Group.Slot] > 0
+	}
+	if err := s.write(&r, kindIntent, &a, nil); err != nil {
+		return r, err
+	}
+	err := s.do(ctx, &r, o, a)
+	if ctx.Err() != nil && err != nil { // cut off, not failed
+		return r, context.Cause(ctx)
+	}
+	if err != nil {
+		r.Failures, r.LastErr = r.Failures+1, err.Error()
+		event.Warnf(ctx, "%s: %v", a.Op, err)
+	} else {
+		r.Failures, r.LastErr = 0, ""
+	}
+	if err := s.write(&r, kindEffect, &a, err); err != nil {
+		return r, err
+	}
+	if r.Failures > 0 {
+		s.pause(ctx, 1<<min(r.Failures, 5))
+	}
+	return r, nil
+}
+
+func (s *session) do(ctx context.Context, r *Record, o Observation, a Action) error {
+	if left := time.Until(r.Deadline); left > 0 { // a call may not outlast its state by much
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, left+5*time.Second)
+		defer cancel()
+	}
+	switch a.Op {
+	case Launch:
+		return s.Pool.Launch(ctx, a.Group, r.New.Spec)
+	case Attach:
+		return s.Router.Attach(ctx, a.Slot, a.Members)
+	case Ready:
+		err := s.Router.Ready(ctx, a.Slot)
+		if errors.Is(err, ErrNotHealthy) { // those that are got in; the next look tells
+			return nil
+		}
+		return err
+	case Gate:
+		return s.gate(ctx, r, o)
+	case Weigh:
+		if err := s.Router.SetWeights(ctx, a.Weights); err != nil {
+			return err
+		}
+		r.Pending, r.Weights = nil, append(r.Weights, Change{Time: time.Now().UTC(), Weights: a.Weights})
+	case Drain:
+		return s.Router.Drain(ctx, a.Slot)
+	case Detach:
+		cut, err := s.Router.Detach(ctx, a.Slot, a.Force)
+		r.Cut += cut
+		if cut > 0 {
+			event.Warnf(ctx, "%d requests in flight were cut after %s", cut, r.Policy.Drain)
+		}
+		if errors.Is(err, ErrBusy) { // a request slipped in between: it is waited for
+			return nil
+		}
+		return err
+	case Evidence:
+		r.Shown = true // whatever it says, it is asked for once
+		if w, ok := s.Pool.(Witness); ok {
+			text, err := w.Evidence(ctx, a.Group)
+			if err != nil {
+				event.Warnf(ctx, "no evidence of the failed instances: %v", err)
+			}
+			r.Evidence = text[max(0, len(text)-maxEvidence):]
+		}
+	case Retire:
+		return s.Pool.Retire(ctx, a.Group)
+	default:
+		return fmt.Errorf("unknown action %q", a.Op)
+	}
+	return nil
+}
+
+func (s *session) gate(ctx context.Context, r *Record, o Observation) error {
+	if s.Gate != nil {
+		for _, i := range look(*r, o).instances() {
+			event.Waiting(ctx, "the gate in %s", i.ID)
+			if err := s.Gate(ctx, i); err != nil {
+				return fmt.Errorf("%s did not pass the gate: %w", i.ID, err)
+			}
+		}
+	}
+	r.Verified = true
+	return nil
+}
+
+// observe looks at pool and router, which is started if it is not up.
+func (s *session) observe(ctx context.Context) (o Observation, err error) {
+	if o.Router, err = s.Router.Status(ctx); err != nil {
+		return o, fmt.Errorf("the router does not answer: %w", err)
+	}
+	if !o.Router.Up {
+		if err := s.Router.Ensure(ctx); err != nil && !errors.Is(err, ErrNotHealthy) {
+			return o, fmt.Errorf("the router does not start: %w", err)
+		}
+		if o.Router, err = s.Router.Status(ctx); err != nil {
+			return o, fmt.Errorf("the router does not answer: %w", err)
+		}
+		if !o.Router.Up {
+			return o, errors.New("the router does not stay up")
+		}
+	}
+	if o.Groups, err = s.Pool.Groups(ctx, s.Config.Name); err != nil {
+		return o, fmt.Errorf("the pool does not answer: %w", err)
+	}
+	return o, nil
+}
+
+// write appends the record's progress to the journal and to the history.
+func (s *session) write(r *Record, kind string, a *Action, failed error) error {
+	e := entry{Deployment: r.ID, Action: a, Progress: r.Progress}
+	if failed != nil {
+		e.Err = failed.Error()
+	}
+	if _, err := s.log.Append(kind, e); err != nil {
+		return fmt.Errorf("%w; nothing more is done until `rebake deploy resume %s`", err, r.Fleet)
+	}
+	*s.history.Last() = *r
+	return nil
+}
+
+func (s *session) pause(ctx context.Context, times int) {
+	poll := s.Poll
+	if poll <= 0 {
+		poll = 50 * time.Millisecond
+	}
+	t := time.NewTimer(time.Duration(times) * poll)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}

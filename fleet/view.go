@@ -1,0 +1,226 @@
+package fleet
+
+import (
+	"fmt"
+	"time"
+)
+
+// view is an observation as a deployment sees it.
+type view struct {
+	r Record
+	o Observation
+
+	exists                     bool // the pool has the new group
+	total, running             int  // of the new group
+	dead                       string
+	healthy, ready             int // members of the new slot that are this group's
+	sickName, sickCheck        string
+	checks                     []MemberStatus
+	oldHealthy, oldReady       int // ready: healthy and let in
+	oldInFlight                int
+	newInstances, oldInstances map[string]Instance
+}
+
+func look(r Record, o Observation) view {
+	v := view{r: r, o: o, newInstances: map[string]Instance{}, oldInstances: map[string]Instance{}}
+	for _, g := range o.Groups {
+		switch {
+		case g.ID == r.New.Group:
+			v.exists = true
+			for _, i := range g.Instances {
+				v.newInstances[i.ID] = i
+				v.total++
+				if i.Running {
+					v.running++
+				} else if v.dead == "" {
+					v.dead = i.ID
+				}
+			}
+		case r.Old != nil && g.ID == r.Old.Group:
+			for _, i := range g.Instances {
+				v.oldInstances[i.ID] = i
+			}
+		}
+	}
+	seen := map[string]bool{}
+	for _, m := range o.Router.Members[r.New.Group.Slot] {
+		if _, ours := v.newInstances[m.ID]; !ours {
+			continue
+		}
+		seen[m.ID] = true
+		v.checks = append(v.checks, m)
+		if !m.Healthy {
+			v.blame(m.ID, orWord(m.Check, "no check yet"))
+			continue
+		}
+		v.healthy++
+		if m.Admin == "ready" {
+			v.ready++
+		} else {
+			v.blame(m.ID, "healthy, not let in yet")
+		}
+	}
+	for id := range v.newInstances {
+		if !seen[id] {
+			v.blame(id, "not attached to it")
+		}
+	}
+	if r.Old != nil {
+		for _, m := range o.Router.Members[r.Old.Group.Slot] {
+			v.oldInFlight += m.InFlight
+			if i, ok := v.oldInstances[m.ID]; m.Healthy && ok && i.Running {
+				v.oldHealthy++
+				if m.Admin == "ready" {
+					v.oldReady++
+				}
+			}
+		}
+	}
+	return v
+}
+
+// blame keeps the first name in order, so that the same trouble has the same words.
+func (v *view) blame(id, check string) {
+	if v.sickName == "" || id < v.sickName {
+		v.sickName, v.sickCheck = id, check
+	}
+}
+
+// trouble says what is wrong with the new slot once it was let in: a dead
+// instance at once, an unhealthy one after the grace, or if it keeps coming back.
+func (v view) trouble(r *Record, p Policy, now time.Time) string {
+	const flaps = 3
+	switch {
+	case v.dead != "":
+		return v.dead + " died"
+	case v.running < r.New.Spec.Size:
+		return fmt.Sprintf("only %d of %d new instances are there", v.running, r.New.Spec.Size)
+	case v.ready == r.New.Spec.Size:
+		if !r.Sick.IsZero() {
+			r.Sick, r.Flaps = time.Time{}, r.Flaps+1
+		}
+	case r.Sick.IsZero():
+		r.Sick = now
+	case now.Sub(r.Sick) >= p.Grace:
+		return fmt.Sprintf("%s has been unhealthy for %s: router sees %s", v.sickName, now.Sub(r.Sick).Round(time.Millisecond), v.sickCheck)
+	}
+	if r.Flaps >= flaps {
+		return fmt.Sprintf("a new instance became unhealthy and healthy again %d times", r.Flaps)
+	}
+	return ""
+}
+
+func (v view) unreachable(port int) string {
+	for _, g := range v.o.Groups {
+		for _, i := range g.Instances {
+			if g.ID == v.r.New.Group && i.Ports[port] == "" {
+				return i.ID
+			}
+		}
+	}
+	return ""
+}
+
+func (v view) members(port int) (ms []Member) {
+	for _, g := range v.o.Groups {
+		for _, i := range g.Instances {
+			if g.ID == v.r.New.Group {
+				ms = append(ms, Member{ID: i.ID, Addr: i.Ports[port]})
+			}
+		}
+	}
+	return ms
+}
+
+// attached: the slot has exactly the new group's members, at their addresses.
+func (v view) attached() bool {
+	in := v.o.Router.Members[v.r.New.Group.Slot]
+	if len(in) != len(v.newInstances) {
+		return false
+	}
+	for _, m := range in {
+		if i, ok := v.newInstances[m.ID]; !ok || i.Ports[v.r.Policy.Port] != m.Addr {
+			return false
+		}
+	}
+	return true
+}
+
+// restored is the traffic of a deployment that is undone.
+func (v view) restored(r Record) map[Slot]int {
+	if r.Old == nil {
+		return map[Slot]int{Blue: 0, Green: 0}
+	}
+	return split(r.Old.Group.Slot, 1000)
+}
+
+// clearSlot removes what an earlier deployment left in the slot to come.
+func (v view) clearSlot(late bool) (Action, bool) {
+	slot := v.r.New.Group.Slot
+	for _, m := range v.o.Router.Members[slot] {
+		if _, ours := v.newInstances[m.ID]; !ours {
+			return v.unlink(slot, late, "what was left in slot "+string(slot))
+		}
+	}
+	for _, g := range v.o.Groups {
+		if g.ID.Slot == slot && g.ID != v.r.New.Group {
+			return Action{Op: Retire, Group: g.ID}, true
+		}
+	}
+	return Action{}, false
+}
+
+// unlink takes a slot without traffic off the router: drain, wait, detach.
+func (v view) unlink(slot Slot, late bool, who string) (Action, bool) {
+	ms, inFlight, draining := v.o.Router.Members[slot], 0, true
+	for _, m := range ms {
+		inFlight += m.InFlight
+		draining = draining && m.Admin != "ready"
+	}
+	switch {
+	case len(ms) == 0:
+		return Action{}, false
+	case !draining:
+		return Action{Op: Drain, Slot: slot}, true
+	case inFlight == 0:
+		return Action{Op: Detach, Slot: slot}, true
+	case late:
+		return Action{Op: Detach, Slot: slot, Force: true}, true
+	}
+	return wait("%d requests to %s to end", inFlight, who), true
+}
+
+// end takes a group off the router, then ends it.
+func (v view) end(g GroupID, late bool, who string) (Action, bool) {
+	if act, busy := v.unlink(g.Slot, late, who); busy {
+		return act, true
+	}
+	for _, have := range v.o.Groups {
+		if have.ID == g {
+			return Action{Op: Retire, Group: g}, true
+		}
+	}
+	return Action{}, false
+}
+
+func split(to Slot, permille int) map[Slot]int {
+	return map[Slot]int{to: permille, to.Other(): 1000 - permille}
+}
+
+func same(a, b map[Slot]int) bool { return a[Blue] == b[Blue] && a[Green] == b[Green] }
+
+func orWord(s, word string) string {
+	if s == "" {
+		return word
+	}
+	return s
+}
+
+func (v view) instances() (out []Instance) {
+	for _, g := range v.o.Groups {
+		if g.ID == v.r.New.Group {
+			out = append(out, g.Instances...)
+		}
+	}
+	return out
+}
