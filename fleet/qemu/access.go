@@ -80,26 +80,27 @@ func (p *Pool) Logs(_ context.Context, inst string, n int) (string, error) {
 }
 
 // evidenceBytes of each console are kept when an image is refused.
-const evidenceBytes = 16 << 10
+const evidenceBytes = 4 << 10
 
-// Evidence returns the ends of the consoles of a group, by instance.
-func (p *Pool) Evidence(ctx context.Context, id fleet.GroupID) (map[string]string, error) {
+// Evidence returns the ends of the consoles of a group's instances, for the
+// record of why an image was refused.
+func (p *Pool) Evidence(ctx context.Context, id fleet.GroupID) (string, error) {
 	if err := p.check(id); err != nil {
-		return nil, err
+		return "", err
 	}
 	ids, err := p.instances(id)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	out := map[string]string{}
+	var b strings.Builder
 	for _, inst := range ids {
 		text, err := p.Logs(ctx, inst, evidenceBytes)
 		if err != nil {
 			text = "(" + err.Error() + ")"
 		}
-		out[inst] = text
+		fmt.Fprintf(&b, "console of %s:\n%s\n", inst, strings.TrimSpace(text))
 	}
-	return out, nil
+	return b.String(), nil
 }
 
 // identity is an ed25519 key pair in a file that only its owner can read.

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -104,7 +105,7 @@ func (b *bench) console(dir string, n int) (string, error) {
 	if _, err := b.look(dir); err != nil {
 		return "", err
 	}
-	return "console of " + filepath.Base(dir), nil
+	return "hello from " + filepath.Base(dir) + "\n", nil
 }
 
 func (b *bench) remove(_ context.Context, dir string) error {
@@ -329,8 +330,8 @@ func TestGroupsDoNotTouchEachOther(t *testing.T) {
 		t.Errorf("groups: %+v", gs)
 	}
 	ev, err := p.Evidence(ctx, green)
-	if err != nil || len(ev) != 1 || ev["web-green-r8wxyz-1"] != "console of web-green-r8wxyz-1" {
-		t.Errorf("evidence: %v %v", ev, err)
+	if err != nil || ev != "console of web-green-r8wxyz-1:\nhello from web-green-r8wxyz-1\n" {
+		t.Errorf("evidence: %q %v", ev, err)
 	}
 	must(t, p.Retire(ctx, blue))
 	if got := pids(t, p); len(got) != 1 || got["web-green-r8wxyz-1"] == 0 {
@@ -365,5 +366,14 @@ func TestWrongNamesAreRefused(t *testing.T) {
 		if _, err := New(c, Deps{}, "web"); err == nil {
 			t.Errorf("%+v was taken", c)
 		}
+	}
+}
+
+// What a fleet remembers of its template is JSON.
+func TestConfigIsReadFromJSON(t *testing.T) {
+	var c Config
+	must(t, json.Unmarshal([]byte(`{"memory":"96M","cpus":2}`), &c))
+	if c.Memory != 96<<20 || c.CPUs != 2 {
+		t.Errorf("%+v", c)
 	}
 }
