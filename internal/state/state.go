@@ -3,6 +3,8 @@
 package state
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -73,4 +75,11 @@ func Run(name string) string {
 // RunRoot is the parent of every Run directory.
 func RunRoot() string {
 	return filepath.Join("/tmp", "rebake-"+strconv.Itoa(os.Getuid()))
+}
+
+// RunFor is the run directory of what lives in dir: short, and another one for
+// every other dir, so that two state directories never meet.
+func RunFor(kind, dir string) string {
+	sum := sha256.Sum256([]byte(dir))
+	return Run(kind + "-" + hex.EncodeToString(sum[:8]))
 }

@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/rebake/rebake/builder"
+	"github.com/rebake/rebake/builder/qemu"
+	"github.com/rebake/rebake/fleet"
+	"github.com/rebake/rebake/fleet/haproxy"
+	poolqemu "github.com/rebake/rebake/fleet/qemu"
+	"github.com/rebake/rebake/internal/check"
+	"github.com/rebake/rebake/internal/pipeline"
+	"github.com/rebake/rebake/internal/state"
+	"github.com/rebake/rebake/internal/template"
+	"github.com/rebake/rebake/provisioner"
+	"github.com/rebake/rebake/provisioner/file"
+	"github.com/rebake/rebake/provisioner/shell"
+)
+
+// backends lists everything that a template can name. A new backend is a
+// folder, and its lines here.
+func backends() pipeline.Backends {
+	return pipeline.Backends{
+		Kinds: template.Kinds{
+			Builders:     map[string]func() any{"qemu": func() any { return new(qemu.Config) }},
+			Provisioners: map[string]func() any{"shell": func() any { return new(shell.Config) }, "file": func() any { return new(file.Config) }},
+			Checks:       check.Kinds(),
+			Pools:        map[string]func() any{"qemu": func() any { return new(poolqemu.Config) }},
+			Routers:      map[string]func() any{"haproxy": func() any { return new(haproxy.Config) }},
+		},
+		Builder: newBuilder, Provisioner: newProvisioner, Check: newCheck,
+		Pool: newPool, Router: newRouter, Destroy: destroyer,
+	}
+}
+
+func newBuilder(env pipeline.Env, b template.Build) (builder.Builder, error) {
+	if b.Kind != "qemu" {
+		return nil, b.Block.Errorf("", "unknown builder %q", b.Kind)
+	}
+	var cfg qemu.Config
+	if err := b.Block.Decode(&cfg); err != nil {
+		return nil, err
+	}
+	k, err := qemu.New(cfg, qemu.Deps{State: env.State, Store: env.Store})
+	if err != nil {
+		return nil, b.Block.Errorf("", "%v", err)
+	}
+	return k, nil
+}
+
+func newProvisioner(s template.Step, env pipeline.StepEnv) (p provisioner.Provisioner, err error) {
+	switch s.Kind {
+	case "shell":
+		var cfg shell.Config
+		if err := s.Block.Decode(&cfg); err != nil {
+			return nil, err
+		}
+		cfg.Exports = env.Env
+		p, err = shell.New(cfg, env.Dir, env.Secrets...)
+	case "file":
+		var cfg file.Config
+		if err := s.Block.Decode(&cfg); err != nil {
+			return nil, err
+		}
+		p, err = file.New(cfg, env.Dir, env.Secrets...)
+	default:
+		err = fmt.Errorf("unknown provisioner %q", s.Kind)
+	}
+	if err != nil {
+		return nil, s.Block.Errorf("", "%v", err)
+	}
+	return p, nil
+}
+
+func newCheck(s template.Step) (check.Check, error) {
+	cfg := check.Kinds()[s.Kind]
+	if cfg == nil {
+		return nil, s.Block.Errorf("", "unknown check %q", s.Kind)
+	}
+	into := cfg()
+	if err := s.Block.Decode(into); err != nil {
+		return nil, err
+	}
+	c, err := check.New(into)
+	if err != nil {
+		return nil, s.Block.Errorf("", "%v", err)
+	}
+	return c, nil
+}
+
+func newPool(env pipeline.Env, name, kind string, config []byte) (fleet.Pool, error) {
+	if kind != "qemu" {
+		return nil, fmt.Errorf("fleet %s: unknown pool %q", name, kind)
+	}
+	var cfg poolqemu.Config
+	if err := decodeJSON(config, &cfg); err != nil {
+		return nil, err
+	}
+	return poolqemu.New(cfg, poolqemu.Deps{State: env.State, Store: env.Store}, name)
+}
+
+func newRouter(env pipeline.Env, name, kind string, config []byte, health fleet.HealthCheck) (fleet.Router, error) {
+	if kind != "haproxy" {
+		return nil, fmt.Errorf("fleet %s: unknown router %q", name, kind)
+	}
+	var cfg haproxy.Config
+	if err := decodeJSON(config, &cfg); err != nil {
+		return nil, err
+	}
+	dir := env.State.Fleet(name)
+	return haproxy.New(cfg, dir, state.RunFor("router", dir), name, health)
+}
+
+func decodeJSON(raw []byte, into any) error {
+	if len(raw) == 0 {
+		return nil
+	}
+	return json.Unmarshal(raw, into)
+}
+
+func destroyer(env pipeline.Env, kind string) func(id string) error {
+	if kind != "qemu" {
+		return nil
+	}
+	return func(id string) error { return qemu.Destroy(context.Background(), env.State, id) }
+}

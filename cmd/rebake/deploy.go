@@ -1,0 +1,367 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/fleet"
+	"github.com/rebake/rebake/internal/pipeline"
+	"github.com/rebake/rebake/internal/template"
+	"github.com/rebake/rebake/internal/ui"
+	"github.com/urfave/cli/v2"
+)
+
+var deployStatuses = []string{"3 rolled back", "4 blocked or something left behind", "5 locked by another operator"}
+
+func deployFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "wait", Usage: "wait until the old slot is retired, not only until the traffic moved"},
+	}
+}
+
+func upCommand() *cli.Command {
+	return &cli.Command{
+		Name: "up", Usage: "bake if something changed, then deploy: the line for a nightly job", ArgsUsage: "TEMPLATE",
+		Description: help("`rebake build` and `rebake deploy` in one: bakes unless an image of the same inputs younger than\n--max-age is there, then brings the fleet to it. Ends with one line that says what happened.",
+			"rebake up web.yaml --var release=2026-11-24", deployStatuses...),
+		Flags: append(append(templateFlags(), bakeFlags()...), deployFlags()...),
+		Action: with(func(s *session) error {
+			tpl, err := s.loadArg()
+			if err != nil {
+				return err
+			}
+			opts, err := s.bakeOptions()
+			if err != nil {
+				return err
+			}
+			if tpl.Fleet == nil {
+				return usagef("add a fleet: block (`rebake docs fleet`), or use `rebake build`", "%s has no fleet to bring up", tpl.Path)
+			}
+			baked, err := pipeline.Bake(s.ctx, s.Env, tpl, opts)
+			if err != nil {
+				return err
+			}
+			return s.deploy(tpl, baked[0].Image, baked)
+		}),
+	}
+}
+
+func (s *session) loadArg() (*template.Template, error) {
+	path, err := arg(s.c, "the template")
+	if err != nil {
+		return nil, err
+	}
+	return s.load(path)
+}
+
+// deploy brings the fleet to the image and prints what came of it.
+func (s *session) deploy(tpl *template.Template, img artifact.Image, baked []pipeline.Baked) error {
+	res, err := pipeline.Deploy(s.ctx, s.Env, tpl, img, pipeline.DeployOptions{Wait: s.c.Bool("wait"), Force: s.c.Bool("redeploy")})
+	if err != nil && !errors.Is(err, pipeline.ErrRolledBack) {
+		return err
+	}
+	perr := s.result(map[string]any{"baked": baked, "deployment": res}, describeBaked(baked)+describeDeployment(res))
+	return errors.Join(err, perr)
+}
+
+// describeDeployment is the one line of a deployment.
+func describeDeployment(r fleet.Result) string {
+	img := r.New.Spec.Image
+	name := img.Name + ":" + img.Version
+	switch {
+	case r.ID == "":
+		return ""
+	case r.Unchanged:
+		return fmt.Sprintf("fleet %s runs %s already\n", r.Fleet, name)
+	case r.State == fleet.RolledBack:
+		return fmt.Sprintf("refused %s: %s; fleet %s went back\n", name, r.Reason, r.Fleet)
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "fleet %s runs %s on %d instances", r.Fleet, name, r.New.Spec.Size)
+	if r.Old != nil {
+		fmt.Fprintf(&b, ", instead of %s", r.Old.Spec.Image.Version)
+	}
+	if n := len(r.Weights); n > 0 && r.Old != nil {
+		fmt.Fprintf(&b, "; traffic moved in %s in %d steps", ui.Duration(r.Weights[n-1].Time.Sub(r.Weights[0].Time)), n)
+		if sec := r.SwapSeconds(); sec > 0 {
+			fmt.Fprintf(&b, ", old slot idle after %s", ui.Duration(time.Duration(sec*float64(time.Second))))
+		}
+	}
+	if r.State == fleet.Baking && r.Old != nil {
+		fmt.Fprintf(&b, "; %s is kept warm until %s", r.Old.Spec.Image.Version, r.Deadline.Local().Format("15:04:05"))
+	}
+	if r.Cut > 0 {
+		fmt.Fprintf(&b, "; %d requests were cut by the drain timeout", r.Cut)
+	}
+	return b.String() + "\n"
+}
+
+func deployCommand() *cli.Command {
+	byName := func(what string, f func(*session, *fleet.Deployer) (fleet.Result, error)) cli.ActionFunc {
+		return with(func(s *session) error {
+			d, err := s.fleetArg()
+			if err != nil {
+				return err
+			}
+			res, err := f(s, d)
+			if err != nil && !errors.Is(err, fleet.ErrRolledBack) {
+				return err
+			}
+			if errors.Is(err, fleet.ErrRolledBack) {
+				err = errors.Join(pipeline.ErrRolledBack, err)
+			}
+			return errors.Join(err, s.result(res, describeDeployment(res)))
+		})
+	}
+	return &cli.Command{
+		Name: "deploy", Usage: "bring a fleet to an image, blue/green: TEMPLATE, or status, resume, abort FLEET", ArgsUsage: "TEMPLATE",
+		Description: help("Starts the new image's instances in the free slot, waits until they are healthy, moves the traffic\nin the template's steps, and keeps the old slot warm for keep_old. Goes back by itself if the new\nimage is not good. Without --image it deploys NAME:latest.",
+			"rebake deploy web.yaml --image web:20261124.1\nrebake deploy status web", deployStatuses...),
+		Flags: append(append(templateFlags(), deployFlags()...),
+			&cli.StringFlag{Name: "image", Usage: "the image's `REF`"},
+			&cli.BoolFlag{Name: "redeploy", Usage: "replace the instances even if they run this image"}),
+		Action: with(func(s *session) error {
+			tpl, err := s.loadArg()
+			if err != nil {
+				return err
+			}
+			ref := s.c.String("image")
+			if ref == "" {
+				ref = tpl.Name + ":latest"
+			}
+			_, img, err := s.resolve(ref)
+			if err != nil {
+				return err
+			}
+			return s.deploy(tpl, img, nil)
+		}),
+		Subcommands: []*cli.Command{
+			{Name: "status", Usage: "the last deployment of a fleet", ArgsUsage: "FLEET",
+				Description: help("Says where the last deployment is, and why.", "rebake deploy status web"),
+				Action:      with(deployStatus)},
+			{Name: "resume", Usage: "go on with a deployment that was cut off, paused or blocked", ArgsUsage: "FLEET", Flags: deployFlags(),
+				Description: help("Goes on where the journal ends: safe after a kill at any point.", "rebake deploy resume web", deployStatuses...),
+				Action: byName("resume", func(s *session, d *fleet.Deployer) (fleet.Result, error) {
+					return d.Resume(s.ctx, s.c.Bool("wait"))
+				})},
+			{Name: "abort", Usage: "take an unfinished deployment back", ArgsUsage: "FLEET",
+				Description: help("Traffic to the old slot first, then the new one goes.", "rebake deploy abort web", deployStatuses...),
+				Action: byName("abort", func(s *session, d *fleet.Deployer) (fleet.Result, error) {
+					return d.Abort(s.ctx, "aborted by hand")
+				})},
+		},
+	}
+}
+
+func rollbackCommand() *cli.Command {
+	return &cli.Command{
+		Name: "rollback", Usage: "go back to the image before", ArgsUsage: "FLEET",
+		Description: help("While the old slot is kept this is one traffic write; afterwards a new deployment of the previous\nproven image, all at once but with its health gates.", "rebake rollback web", deployStatuses...),
+		Action: with(func(s *session) error {
+			d, err := s.fleetArg()
+			if err != nil {
+				return err
+			}
+			res, err := d.Rollback(s.ctx, "rolled back by hand")
+			if err != nil {
+				return err
+			}
+			text := describeDeployment(res)
+			if res.State == fleet.RolledBack && res.Old != nil {
+				text = fmt.Sprintf("fleet %s is back on %s:%s\n", res.Fleet, res.Old.Spec.Image.Name, res.Old.Spec.Image.Version)
+			}
+			return s.result(res, text)
+		}),
+	}
+}
+
+// fleetArg opens the fleet that the only argument names.
+func (s *session) fleetArg() (*fleet.Deployer, error) {
+	name, err := arg(s.c, "a fleet's name")
+	if err != nil {
+		return nil, err
+	}
+	return pipeline.Fleet(s.Env, name)
+}
+
+func deployStatus(s *session) error {
+	d, err := s.fleetArg()
+	if err != nil {
+		return err
+	}
+	h, err := fleet.ReadHistory(d.Dir)
+	if err != nil {
+		return err
+	}
+	r := h.Last()
+	if r == nil {
+		return s.result(nil, "nothing was deployed to "+d.Config.Name+" yet")
+	}
+	img := r.New.Spec.Image
+	var b strings.Builder
+	fmt.Fprintf(&b, "deployment  %s by %s, %s\nimage       %s:%s %s\nstate       %s since %s\nverdict     %s\n", r.ID, r.By, r.Began.Local().Format("2006-01-02 15:04:05"),
+		img.Name, img.Version, short(img.Digest), r.State, r.Since.Local().Format("15:04:05"), r.Verdict())
+	if r.Reason != "" {
+		fmt.Fprintf(&b, "reason      %s\n", r.Reason)
+	}
+	for _, w := range r.Weights {
+		fmt.Fprintf(&b, "traffic     %s  blue %.1f %%  green %.1f %%\n", w.Time.Local().Format("15:04:05.000"), float64(w.Weights[fleet.Blue])/10, float64(w.Weights[fleet.Green])/10)
+	}
+	if h.Unfinished() != nil {
+		fmt.Fprintf(&b, "next        `rebake deploy resume %s` goes on, `rebake deploy abort %s` goes back\n", r.Fleet, r.Fleet)
+	}
+	return s.result(r, b.String())
+}
+
+func fleetCommand() *cli.Command {
+	return &cli.Command{
+		Name: "fleet", Usage: "what runs: ls, status, logs, ssh, destroy",
+		Subcommands: []*cli.Command{
+			{Name: "ls", Usage: "list fleets", Description: help("One line for each fleet.", "rebake fleet ls"), Action: with(fleetLs)},
+			{Name: "status", Usage: "instances, health and traffic of a fleet", ArgsUsage: "FLEET",
+				Description: help("Asks the pool and the router, not the memory of rebake.", "rebake fleet status web"), Action: with(fleetStatus)},
+			{Name: "logs", Usage: "an instance's serial console", ArgsUsage: "FLEET INSTANCE",
+				Flags:       []cli.Flag{&cli.IntFlag{Name: "bytes", Usage: "the last `N` bytes", Value: 1 << 16}},
+				Description: help("Prints the end of the console.", "rebake fleet logs web web-blue-4f3a1c-1"), Action: with(fleetLogs)},
+			{Name: "ssh", Usage: "a shell, or a command, in an instance", ArgsUsage: "FLEET INSTANCE [-- COMMAND…]",
+				Description: help("Logs in with the fleet's own key, the host key pinned.", "rebake fleet ssh web web-blue-4f3a1c-1 -- uptime"), Action: with(fleetSSH)},
+			{Name: "destroy", Usage: "end a fleet with all its instances", ArgsUsage: "FLEET",
+				Flags:       []cli.Flag{&cli.BoolFlag{Name: "yes", Usage: "do not ask"}},
+				Description: help("Stops the router and every instance; images stay in the store.", "rebake fleet destroy web --yes", "5 locked by another operator"), Action: with(fleetDestroy)},
+		},
+	}
+}
+
+func fleetLs(s *session) error {
+	names, err := pipeline.FleetNames(s.Env)
+	if err != nil {
+		return err
+	}
+	if len(names) == 0 {
+		return s.result([]string{}, "no fleets yet: `rebake init web && rebake up web.yaml` makes one")
+	}
+	rows := [][]string{{"FLEET", "IMAGE", "ADDRESS", "STATE", "INSTANCES"}}
+	all := map[string]fleet.Status{}
+	for _, n := range names {
+		d, err := pipeline.Fleet(s.Env, n)
+		if err != nil {
+			return err
+		}
+		st, err := d.Status(s.ctx)
+		if err != nil {
+			rows = append(rows, []string{n, "", "", "error: " + err.Error(), ""})
+			continue
+		}
+		all[n] = st
+		rows = append(rows, []string{n, currentImage(st), st.Router.Listen, stateWord(st), instanceCount(st)})
+	}
+	return s.result(all, ui.Table(rows))
+}
+
+func currentImage(st fleet.Status) string {
+	if st.Current == nil {
+		return "none"
+	}
+	return st.Current.Spec.Image.Name + ":" + st.Current.Spec.Image.Version
+}
+
+func stateWord(st fleet.Status) string {
+	switch {
+	case !st.Router.Up:
+		return "router down"
+	case st.Unfinished != nil:
+		return "deployment " + string(st.Unfinished.State)
+	case st.Kept != nil:
+		return "old slot kept until " + st.KeptUntil.Local().Format("15:04:05")
+	}
+	return "steady"
+}
+
+func instanceCount(st fleet.Status) string {
+	running, all := 0, 0
+	for _, g := range st.Groups {
+		for _, i := range g.Instances {
+			all++
+			if i.Running {
+				running++
+			}
+		}
+	}
+	return fmt.Sprintf("%d of %d running", running, all)
+}
+
+func fleetStatus(s *session) error {
+	d, err := s.fleetArg()
+	if err != nil {
+		return err
+	}
+	st, err := d.Status(s.ctx)
+	if err != nil {
+		return err
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "fleet %s at %s: %s, %s\n", d.Config.Name, st.Router.Listen, currentImage(st), stateWord(st))
+	rows := [][]string{{"INSTANCE", "SLOT", "TRAFFIC", "RUNNING", "HEALTH", "ADMIN", "IN FLIGHT", "REQUESTS", "5XX", "IMAGE"}}
+	for _, g := range st.Groups {
+		for _, i := range g.Instances {
+			row := []string{i.ID, string(g.ID.Slot), fmt.Sprintf("%.1f %%", float64(st.Router.Weights[g.ID.Slot])/10), fmt.Sprint(i.Running), "-", "-", "-", "-", "-", short(g.Image)}
+			for _, m := range st.Router.Members[g.ID.Slot] {
+				if m.ID == i.ID {
+					row[4], row[5], row[6], row[7], row[8] = m.Check, m.Admin, fmt.Sprint(m.InFlight), fmt.Sprint(m.Requests), fmt.Sprint(m.Errors5x)
+				}
+			}
+			rows = append(rows, row)
+		}
+	}
+	return s.result(st, b.String()+ui.Table(rows))
+}
+
+// instanceArgs are a fleet and one of its instances.
+func (s *session) instanceArgs() (*fleet.Deployer, string, []string, error) {
+	if s.c.NArg() < 2 {
+		return nil, "", nil, usagef("`rebake fleet status FLEET` lists the instances", "%s takes a fleet and an instance; got %d arguments", s.c.Command.HelpName, s.c.NArg())
+	}
+	d, err := pipeline.Fleet(s.Env, s.c.Args().First())
+	return d, s.c.Args().Get(1), s.c.Args().Slice()[2:], err
+}
+
+func fleetLogs(s *session) error {
+	d, inst, _, err := s.instanceArgs()
+	if err != nil {
+		return err
+	}
+	return pipeline.Copy(s.ctx, s.c.App.Writer, d.Pool, inst, s.c.Int("bytes"))
+}
+
+func fleetDestroy(s *session) error {
+	d, err := s.fleetArg()
+	if err != nil {
+		return err
+	}
+	if !s.c.Bool("yes") {
+		if err := s.confirm(fmt.Sprintf("destroy fleet %s with all its instances?", d.Config.Name)); err != nil {
+			return err
+		}
+	}
+	if err := d.Destroy(s.ctx); err != nil {
+		return err
+	}
+	return s.result(map[string]string{"destroyed": d.Config.Name}, "destroyed fleet "+d.Config.Name)
+}
+
+// confirm asks a person; without a terminal it refuses.
+func (s *session) confirm(question string) error {
+	if !interactive(s.c.App.Reader) {
+		return usagef("--yes says so without a question", "%s is not asked without a terminal", s.c.Command.HelpName)
+	}
+	fmt.Fprintf(s.c.App.ErrWriter, "%s [y/N] ", question)
+	var answer string
+	if _, err := fmt.Fscanln(s.c.App.Reader, &answer); err != nil || !strings.HasPrefix(strings.ToLower(answer), "y") {
+		return errors.New("not confirmed: nothing was done")
+	}
+	return nil
+}
+

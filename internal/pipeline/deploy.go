@@ -1,0 +1,298 @@
+package pipeline
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/fleet"
+	"github.com/rebake/rebake/internal/event"
+	"github.com/rebake/rebake/internal/ssh"
+	"github.com/rebake/rebake/internal/template"
+	"github.com/rebake/rebake/provisioner"
+)
+
+// DeployOptions are the choices of a deployment.
+type DeployOptions struct {
+	Force bool // even if the fleet runs this image
+	Wait  bool // until the old slot is retired
+}
+
+// Deploy brings the template's fleet to an image: blue/green, by the template's
+// steps and gates. ErrRolledBack comes with a Result that says why.
+func Deploy(ctx context.Context, env Env, tpl *template.Template, img artifact.Image, o DeployOptions) (fleet.Result, error) {
+	if tpl.Fleet == nil {
+		return fleet.Result{}, fmt.Errorf("%s has no fleet: block, so there is nothing to deploy to (`rebake docs fleet`)", tpl.Path)
+	}
+	cfg, err := fleetConfig(tpl)
+	if err != nil {
+		return fleet.Result{}, err
+	}
+	if old, err := fleet.LoadConfig(env.State.Fleet(cfg.Name)); err == nil {
+		if err := sameAddress(old, cfg); err != nil {
+			return fleet.Result{}, err
+		}
+	} else if !errors.Is(err, fleet.ErrNoFleet) {
+		return fleet.Result{}, err
+	}
+	d, err := deployer(env, cfg)
+	if err != nil {
+		return fleet.Result{}, err
+	}
+	img.Tags = nil // they move: the spec is what does not
+	res, err := d.Deploy(ctx, fleet.Request{
+		Spec:   fleet.Spec{Image: img, Size: cfg.Size, Ports: []int{cfg.Policy.Port}, UserData: tpl.Fleet.UserData},
+		Policy: cfg.Policy, Force: o.Force, Wait: o.Wait,
+	})
+	return res, outcome(err)
+}
+
+// outcome makes the fleet's sentinel the pipeline's.
+func outcome(err error) error {
+	if errors.Is(err, fleet.ErrRolledBack) {
+		return fmt.Errorf("%w: %w", ErrRolledBack, trimmed(err))
+	}
+	return err
+}
+
+// trimmed is the reason without the sentinel's own words.
+func trimmed(err error) error {
+	return errors.New(strings.TrimPrefix(err.Error(), fleet.ErrRolledBack.Error()+": "))
+}
+
+// fleetConfig is the template's fleet as later commands will need it.
+func fleetConfig(tpl *template.Template) (fleet.Config, error) {
+	f := tpl.Fleet
+	pool, err := f.Pool.Canonical()
+	if err != nil {
+		return fleet.Config{}, err
+	}
+	router, err := f.Router.Canonical()
+	if err != nil {
+		return fleet.Config{}, err
+	}
+	h := f.Health
+	cfg := fleet.Config{
+		Name: f.Name, Template: tpl.Path, Size: f.Size,
+		PoolKind: f.PoolKind, Pool: pool, RouterKind: f.RouterKind, Router: router,
+		Health: fleet.HealthCheck{Type: h.Type, Port: h.Port, Path: h.Path, Status: h.Status,
+			Interval: h.Interval, Timeout: h.Timeout, Rise: h.Rise, Fall: h.Fall},
+		Commands: h.Commands,
+		Policy: fleet.Policy{Port: h.Port, KeepOld: f.Deploy.KeepOld, Within: h.Within,
+			Drain: f.Deploy.Drain, OnFailure: f.Deploy.OnFailure},
+	}
+	for _, s := range f.Deploy.Steps {
+		cfg.Policy.Steps = append(cfg.Policy.Steps, fleet.Step{Permille: 10 * s.Percent, Hold: s.Hold})
+	}
+	cfg.Policy, err = cfg.Policy.Complete()
+	return cfg, err
+}
+
+// sameAddress refuses a change of the parts that a swap cannot carry over.
+func sameAddress(old, cfg fleet.Config) error {
+	if old.RouterKind == cfg.RouterKind && string(compact(old.Router)) == string(compact(cfg.Router)) && old.PoolKind == cfg.PoolKind {
+		return nil
+	}
+	return fmt.Errorf("fleet %s runs with pool %s and router %s %s; the template now says pool %s and router %s %s: "+
+		"a swap keeps the address, so destroy the fleet first (`rebake fleet destroy %s`) or give the new one another fleet.name",
+		cfg.Name, old.PoolKind, old.RouterKind, compact(old.Router), cfg.PoolKind, cfg.RouterKind, compact(cfg.Router), cfg.Name)
+}
+
+func compact(raw json.RawMessage) []byte {
+	var v any
+	if json.Unmarshal(raw, &v) != nil {
+		return raw
+	}
+	out, err := json.Marshal(v)
+	if err != nil {
+		return raw
+	}
+	return out
+}
+
+// deployer puts a fleet's parts together.
+func deployer(env Env, cfg fleet.Config) (*fleet.Deployer, error) {
+	pool, err := env.Backends.Pool(env, cfg.Name, cfg.PoolKind, cfg.Pool)
+	if err != nil {
+		return nil, err
+	}
+	router, err := env.Backends.Router(env, cfg.Name, cfg.RouterKind, cfg.Router, cfg.Health)
+	if err != nil {
+		return nil, err
+	}
+	d := &fleet.Deployer{Dir: env.State.Fleet(cfg.Name), Config: cfg, Pool: pool, Router: router}
+	if len(cfg.Commands) > 0 {
+		d.Gate = func(ctx context.Context, i fleet.Instance) error { return gate(ctx, pool, i.ID, cfg.Commands) }
+	}
+	return d, nil
+}
+
+// Fleet opens a fleet that was deployed before, by name.
+func Fleet(env Env, name string) (*fleet.Deployer, error) {
+	cfg, err := fleet.LoadConfig(env.State.Fleet(name))
+	if errors.Is(err, fleet.ErrNoFleet) {
+		names, lerr := FleetNames(env)
+		if lerr != nil {
+			return nil, lerr
+		}
+		if len(names) == 0 {
+			return nil, fmt.Errorf("%w; there are none yet (`rebake up TEMPLATE` makes one)", err)
+		}
+		return nil, fmt.Errorf("%w; there are: %s", err, strings.Join(names, ", "))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return deployer(env, cfg)
+}
+
+// FleetNames lists the fleets of the state directory.
+func FleetNames(env Env) ([]string, error) {
+	cfgs, err := fleet.Configs(env.State.Fleets())
+	var names []string
+	for _, c := range cfgs {
+		names = append(names, c.Name)
+	}
+	return names, err
+}
+
+// Doors is the optional power of a pool to say how an instance is logged in to.
+type Doors interface {
+	Door(ctx context.Context, instance string) (ssh.Target, error)
+}
+
+// Connect dials an instance over SSH, its host key pinned.
+func Connect(ctx context.Context, pool fleet.Pool, instance string, timeout time.Duration) (*ssh.Client, error) {
+	d, ok := pool.(Doors)
+	if !ok {
+		return nil, fmt.Errorf("a %T pool has no way to log in", pool)
+	}
+	t, err := d.Door(ctx, instance)
+	if err != nil {
+		return nil, err
+	}
+	event.Waiting(ctx, "SSH on %s as %s, at most %s", t.Addr, t.User, timeout)
+	return ssh.Dial(ctx, t, ssh.Options{Timeout: timeout})
+}
+
+// gate runs the template's health commands in an instance.
+func gate(ctx context.Context, pool fleet.Pool, instance string, commands []string) error {
+	c, err := Connect(ctx, pool, instance, 2*time.Minute)
+	if err != nil {
+		return fmt.Errorf("%s: %w", instance, err)
+	}
+	defer c.Close()
+	for _, line := range commands {
+		out := event.Writer(ctx)
+		err := c.Run(ctx, provisioner.Cmd{Line: line, Stdout: out, Stderr: out})
+		out.Close()
+		var exit *provisioner.ExitError
+		if errors.As(err, &exit) {
+			return fmt.Errorf("%s: %q: %w: %s", instance, line, err, strings.TrimSpace(exit.Output))
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %q: %w", instance, line, err)
+		}
+	}
+	return nil
+}
+
+// TendAll does what the fleets have due, and removes directories of fleets
+// whose destruction was cut off.
+func TendAll(ctx context.Context, env Env) ([]Removed, error) {
+	names, err := FleetNames(env)
+	if err != nil {
+		return nil, err
+	}
+	var gone []Removed
+	var errs []error
+	for _, n := range names {
+		d, err := Fleet(env, n)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		before, err := fleet.ReadHistory(d.Dir)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if err := d.Tend(ctx, false); err != nil {
+			errs = append(errs, fmt.Errorf("fleet %s: %w", n, err))
+			continue
+		}
+		after, err := fleet.ReadHistory(d.Dir)
+		errs = append(errs, err)
+		if old, _ := before.Kept(); old != nil {
+			if still, _ := after.Kept(); still == nil {
+				gone = append(gone, Removed{fmt.Sprintf("slot %s of fleet %s (%s)", old.Group.Slot, n, old.Spec.Image.Version), "keep_old is over"})
+			}
+		}
+	}
+	return gone, errors.Join(errs...)
+}
+
+// InUse lists the content that fleets run, keep or could go back to.
+func InUse(env Env) ([]artifact.Digest, error) {
+	var in []artifact.Digest
+	err := eachImage(env, func(_ string, img artifact.Image) { in = append(in, img.Content) })
+	return in, err
+}
+
+// UsedBy names a fleet that needs the image, or "".
+func UsedBy(env Env, d artifact.Digest) (string, error) {
+	var user string
+	err := eachImage(env, func(name string, img artifact.Image) {
+		if img.Digest == d {
+			user = name
+		}
+	})
+	return user, err
+}
+
+func eachImage(env Env, f func(fleetName string, img artifact.Image)) error {
+	names, err := FleetNames(env)
+	if err != nil {
+		return err
+	}
+	slices.Sort(names)
+	for _, n := range names {
+		h, err := fleet.ReadHistory(env.State.Fleet(n))
+		if err != nil {
+			return fmt.Errorf("fleet %s: %w", n, err)
+		}
+		for _, img := range h.Images() {
+			f(n, img)
+		}
+	}
+	return nil
+}
+
+// Console is the optional power of a pool to show an instance's serial console.
+type Console interface {
+	Logs(ctx context.Context, instance string, n int) (string, error)
+}
+
+// Copy writes the last n bytes of an instance's console.
+func Copy(ctx context.Context, w io.Writer, pool fleet.Pool, instance string, n int) error {
+	c, ok := pool.(Console)
+	if !ok {
+		return fmt.Errorf("a %T pool keeps no console", pool)
+	}
+	text, err := c.Logs(ctx, instance, n)
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("no instance %q", instance)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(w, text)
+	return err
+}
