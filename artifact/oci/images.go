@@ -260,3 +260,13 @@ func (s *Store) Remove(ctx context.Context, ref artifact.Ref) error {
 		return nil
 	})
 }
+
+// Has tells whether the store holds a content's map and packs.
+func (s *Store) Has(content artifact.Digest) bool {
+	m, err := s.readMap(content)
+	if err != nil {
+		return false
+	}
+	_, err = s.layers(content, m)
+	return err == nil
+}

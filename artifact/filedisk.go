@@ -1,0 +1,48 @@
+package artifact
+
+import (
+	"context"
+	"os"
+)
+
+// FileDisk is a raw disk file as a Disk without a parent; holes of a sparse
+// file are known as zeros without reading them, where the system tells.
+func FileDisk(path string) (Disk, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &fileDisk{File: f, size: st.Size()}, nil
+}
+
+type fileDisk struct {
+	*os.File
+	size int64
+}
+
+func (d *fileDisk) Size() int64    { return d.size }
+func (d *fileDisk) Parent() Digest { return "" }
+
+func (d *fileDisk) Extents(ctx context.Context) ([]Extent, error) {
+	var out []Extent
+	add := func(from, to int64, zero bool) {
+		if to > from {
+			out = append(out, Extent{Offset: from, Length: to - from, Zero: zero})
+		}
+	}
+	for at := int64(0); at < d.size; {
+		data, hole := dataAt(d.File, at, d.size)
+		add(at, data, true)
+		add(data, hole, false)
+		at = hole
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,57 @@
+package qemu
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/builder"
+	"github.com/rebake/rebake/internal/event"
+)
+
+// stored is a base that is an image of the store.
+type stored struct {
+	ref  artifact.Ref
+	cfg  Config
+	deps Deps
+}
+
+func newStored(cfg Config, deps Deps) (source, error) {
+	ref, err := artifact.ParseRef(cfg.From.Image)
+	if err != nil {
+		return nil, fmt.Errorf("from.image: %w", err)
+	}
+	return &stored{ref: ref, cfg: cfg, deps: deps}, nil
+}
+
+func (s *stored) key(ctx context.Context) (string, error) {
+	img, err := s.deps.Store.Resolve(ctx, s.ref)
+	if err != nil {
+		return "", fmt.Errorf("from.image: %w", err)
+	}
+	return string(img.Digest), nil
+}
+
+func (s *stored) prepare(ctx context.Context) (base, error) {
+	img, err := s.deps.Store.Resolve(ctx, s.ref)
+	if err != nil {
+		return base{}, fmt.Errorf("from.image: %w", err)
+	}
+	b := base{path: filepath.Join(s.deps.State.Disks(), img.Content.Hex()+".raw"), content: img.Content, Base: builder.Base{
+		Ref: img.Name + ":" + img.Version, Digest: img.Digest, Arch: img.Arch, Firmware: img.Firmware, Seed: img.Seed,
+		User: orElse(s.cfg.SSH.User, img.User), DiskSize: img.DiskSize}}
+	return b, once(ctx, b.path, func(tmp string) error {
+		return s.deps.Store.Fetch(ctx, img.Content, tmp, event.Progressing(ctx))
+	})
+}
+
+// replaceFile writes path anew, all or nothing.
+func replaceFile(path string, data []byte) error {
+	tmp := path + ".tmp"
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
