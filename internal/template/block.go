@@ -24,7 +24,7 @@ func (b Block) Dir() string { return b.dir }
 
 // Decode fills into, a pointer, strictly: an unknown key, a wrong type or a
 // missing required key is an *Error. Struct tags: `yaml:"key"` (also ",inline"),
-// `rebake:"required"`, `rebake:"secret"` (may hold a sensitive value),
+// `rebake:"required"` (or jsonschema:"required"), `rebake:"secret"` (may hold a sensitive value),
 // `rebake:"shorthand"` (takes the value of a block that is not a mapping),
 // `rebake:"path"` (a local file or directory that must exist) and
 // `jsonschema:"enum=a,enum=b"`. Types that implement encoding.TextUnmarshaler
@@ -72,6 +72,31 @@ func (b Block) Canonical() ([]byte, error) {
 		return nil, err
 	}
 	return bytes.TrimRight(out.Bytes(), "\n"), nil
+}
+
+// Masked is the block with var:NAME in the place of sensitive values: what a
+// backend decodes from it may enter a cache key.
+func (b Block) Masked() Block {
+	if b.n != nil {
+		b.n = masked(b.n)
+	}
+	return b
+}
+
+func masked(n *node) *node {
+	out := *n
+	out.entries, out.items = nil, nil
+	for _, e := range n.entries {
+		e.value = masked(e.value)
+		out.entries = append(out.entries, e)
+	}
+	for _, item := range n.items {
+		out.items = append(out.items, masked(item))
+	}
+	if len(n.taint) > 0 && n.kind == scalarNode {
+		out.value, out.text, out.taint = n.canon, text(n.canon), nil
+	}
+	return &out
 }
 
 // plainValue is a node as Go values.

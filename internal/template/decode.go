@@ -55,6 +55,7 @@ func fields(t reflect.Type) []field {
 			o.path = o.path || w == "path"
 		}
 		for _, w := range strings.Split(f.Tag.Get("jsonschema"), ",") {
+			o.required = o.required || w == "required"
 			if v, ok := strings.CutPrefix(w, "enum="); ok {
 				o.enum = append(o.enum, v)
 			}

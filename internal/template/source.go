@@ -184,7 +184,11 @@ func (s *source) parse() (*node, error) {
 	return c.convert(doc.Content[0], 0)
 }
 
-var yamlLine = regexp.MustCompile(`^yaml: line (\d+): (.*)`)
+var (
+	yamlLine      = regexp.MustCompile(`^yaml: line (\d+): (.*)`)
+	parserMsg     = regexp.MustCompile(`^did not find expected (<document start>|node content|'-' indicator|key|',' or)`)
+	unknownAnchor = regexp.MustCompile(`^unknown anchor '(.+)' referenced`)
+)
 
 func (s *source) decode(dec *yaml.Decoder) (doc *yaml.Node, err error) {
 	defer func() {
@@ -201,6 +205,16 @@ func (s *source) decode(dec *yaml.Decoder) (doc *yaml.Node, err error) {
 	if m := yamlLine.FindStringSubmatch(err.Error()); m != nil {
 		line, _ = strconv.Atoi(m[1])
 		msg = m[2]
+		if parserMsg.MatchString(msg) {
+			line++ // the parser of yaml.v3 counts from 0, its scanner from 1
+		}
+	}
+	if m := unknownAnchor.FindStringSubmatch(msg); m != nil {
+		for i, text := range s.lines {
+			if at := strings.Index(text, "*"+m[1]); at >= 0 {
+				return nil, s.errorf(i+1, 1+utf8.RuneCountInString(text[:at]), "define it before by &"+m[1], "alias *%s has no anchor", m[1])
+			}
+		}
 	}
 	if line == 0 && len(s.lines) > 0 {
 		line = 1
@@ -215,7 +229,9 @@ func (s *source) decode(dec *yaml.Decoder) (doc *yaml.Node, err error) {
 		case strings.Contains(text[:len(text)-len(body)], "\t"):
 			hint = "YAML is indented by spaces, not by tabs"
 		case strings.Contains(body, "${{"):
-			hint = "within [ ] or { } write the expression in quotes"
+			hint = "write an expression in quotes within [ ] or { }, and where it holds a colon and a space"
+		case strings.HasPrefix(msg, "mapping values"):
+			hint = "write a text in quotes where it holds a colon and a space"
 		}
 	}
 	return nil, s.errorf(line, column, hint, "it is not YAML: %s", msg)
