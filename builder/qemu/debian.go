@@ -146,44 +146,55 @@ func once(ctx context.Context, path string, make func(tmp string) error) error {
 	return os.Rename(tmp, path)
 }
 
-// make runs mmdebstrap, whose last hook fills the disk's file system, where
-// the owners of files are the guest's even without root.
-func (d *debian) make(ctx context.Context, path string) error {
-	if err := bootdisk.Create(path, d.size); err != nil {
-		return err
-	}
-	disk, mode := path, "root"
+// make runs mmdebstrap into a directory, and fills the disk's file system from
+// it: without root in a user namespace, where the owners of files are the guest's.
+func (d *debian) make(ctx context.Context, path string) (err error) {
+	root, disk := strings.TrimSuffix(path, ".tmp")+".root", path
+	mode, within := "root", []string{"env"}
 	if os.Geteuid() != 0 {
-		mode = "unshare"
+		mode, within = "unshare", []string{"mmdebstrap", "--unshare-helper"}
 		dir, err := d.shared(path)
 		if err != nil {
 			return err
 		}
-		defer os.RemoveAll(dir)
-		disk = filepath.Join(dir, "disk")
-		if err := bootdisk.Create(disk, d.size); err != nil {
-			return err
-		}
+		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+		root, disk = filepath.Join(dir, "root"), filepath.Join(dir, "disk")
+	}
+	remove := func(ctx context.Context) error {
+		return runLogged(ctx, exec.CommandContext(ctx, within[0], append(within[1:], "rm", "-rf", root)...))
+	}
+	if err := remove(ctx); err != nil { // of a killed run
+		return err
+	}
+	defer func() { err = errors.Join(err, remove(context.WithoutCancel(ctx))) }()
+	args := []string{"--mode=" + mode, "--variant=minbase", "--format=directory", "--quiet", "--include=" + packages,
+		"--aptopt=Apt::Install-Recommends false",
+		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+		"--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=path-exclude=/usr/share/info/*",
+		// By the environment: mmdebstrap takes a hook of several lines for a file name first.
+		`--essential-hook=eval "$ESSENTIAL"`, `--customize-hook=eval "$CUSTOMIZE"`}
+	for _, o := range append(d.apt.conf, d.apt.host...) {
+		args = append(args, "--aptopt="+o)
+	}
+	args = append(append(args, d.suite, root), d.apt.sources...)
+	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it removes its own directory
+	cmd.WaitDelay = 30 * time.Second
+	cmd.Env = append(os.Environ(), "ESSENTIAL="+essentialHook, "CUSTOMIZE="+customizeHook, "GRUB_CFG="+grubConfig(), "ROOT_ID="+bootdisk.ID,
+		"SOURCES="+strings.Join(d.apt.sources, "\n"), "APT_CONF="+strings.Join(d.apt.conf, "\n"), "LC_ALL=C.UTF-8")
+	if err := runLogged(ctx, cmd); err != nil {
+		return err
+	}
+	if err := bootdisk.Create(disk, d.size); err != nil {
+		return err
+	}
+	if disk != path {
 		if err := os.Chmod(disk, 0o666); err != nil {
 			return err
 		}
 	}
-	mkfs := bootdisk.MkfsArgs(disk, `"$1"`, d.size)
-	args := []string{"--mode=" + mode, "--variant=minbase", "--format=null", "--quiet", "--include=" + packages,
-		"--aptopt=Apt::Install-Recommends false", "--skip=cleanup/apt/lists",
-		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/*/copyright",
-		"--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=path-exclude=/usr/share/info/*",
-		"--essential-hook=" + essentialHook, "--customize-hook=" + customizeHook,
-		"--customize-hook=PATH=$PATH:/usr/sbin:/sbin E2FSPROGS_FAKE_TIME=1700000000 " + strings.Join(mkfs, " ")}
-	for _, o := range append(d.apt.conf, d.apt.host...) {
-		args = append(args, "--aptopt="+o)
-	}
-	args = append(append(args, d.suite, "-"), d.apt.sources...)
-	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it removes its own directory
-	cmd.WaitDelay = 30 * time.Second
-	cmd.Env = append(os.Environ(), "GRUB_CFG="+grubConfig(), "ROOT_ID="+bootdisk.ID, "SOURCES="+strings.Join(d.apt.sources, "\n"), "APT_CONF="+strings.Join(d.apt.conf, "\n"), "LC_ALL=C.UTF-8")
-	if err := runLogged(ctx, cmd); err != nil {
+	mkfs := append(within[1:], "env", "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin", "E2FSPROGS_FAKE_TIME=1700000000")
+	if err := runLogged(ctx, exec.CommandContext(ctx, within[0], append(mkfs, bootdisk.MkfsArgs(disk, root, d.size)...)...)); err != nil {
 		return err
 	}
 	if disk != path {
@@ -228,7 +239,7 @@ func runLogged(ctx context.Context, cmd *exec.Cmd) error {
 		}
 		_, _ = io.Copy(io.Discard, r)
 	}()
-	err := cmd.Run()
+	err := runBound(cmd)
 	w.Close()
 	<-done
 	if ctx.Err() != nil {

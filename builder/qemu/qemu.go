@@ -177,9 +177,11 @@ func (b *Builder) start(ctx context.Context, id, host string, base base, backing
 		return nil, err
 	}
 	accel, why := qemu.DetectAccel(ctx, b.cfg.Arch)
-	event.Infof(ctx, "accelerator %s: %s", accel, why)
+	if backing == base.path { // said once a build
+		event.Infof(ctx, "accelerator %s: %s", accel, why)
+	}
 	vm, err := qemu.Start(ctx, qemu.Config{
-		Name: "rebake-" + host, Dir: dir, RunDir: runDir(dir), Disk: overlay, DiskFormat: "qcow2",
+		Name: "rebake-" + host, Accel: accel, Dir: dir, RunDir: runDir(dir), Disk: overlay, DiskFormat: "qcow2",
 		Memory: int64(b.cfg.Memory), CPUs: b.cfg.CPUs, Arch: b.cfg.Arch, Firmware: b.cfg.Firmware, Ports: ports,
 		BindToOwner: true, QuitAfter: b.cfg.BootTimeout,
 		Seed: qemu.Seed{Kind: base.Seed, InstanceID: id, Hostname: host, User: base.User,

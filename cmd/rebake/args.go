@@ -6,9 +6,9 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// flagsFirst moves a command's flags before its arguments, because urfave/cli
-// stops at the first argument and would take `build t.yaml --force` for two
-// arguments. What follows "--" is left as it is.
+// flagsFirst moves a command's flags before its arguments, and the global ones
+// before the command, because urfave/cli stops at the first argument and would
+// take `build t.yaml --force` for two arguments. What follows "--" is left as it is.
 func flagsFirst(app *cli.App, args []string) []string {
 	if len(args) == 0 {
 		return args
@@ -35,7 +35,7 @@ func flagsFirst(app *cli.App, args []string) []string {
 		flags, commands = append(append([]cli.Flag{}, app.Flags...), c.Flags...), c.Subcommands
 		i++
 	}
-	var opts, rest []string
+	var global, opts, rest []string
 	for i < len(args) {
 		a := args[i]
 		switch {
@@ -44,14 +44,33 @@ func flagsFirst(app *cli.App, args []string) []string {
 			i = len(args)
 		case isFlag(a):
 			n := flagWidth(flags, a)
-			opts = append(opts, args[i:min(i+n, len(args))]...)
-			i += n
+			take := args[i:min(i+n, len(args))]
+			if i += n; has(app.Flags, a) {
+				global = append(global, take...)
+			} else {
+				opts = append(opts, take...)
+			}
 		default:
 			rest = append(rest, a)
 			i++
 		}
 	}
-	return append(append(out, opts...), rest...)
+	all := append([]string{out[0]}, global...)
+	all = append(all, out[1:]...)
+	return append(append(all, opts...), rest...)
+}
+
+// has tells whether arg is one of the flags.
+func has(flags []cli.Flag, arg string) bool {
+	name, _, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+	for _, f := range flags {
+		for _, n := range f.Names() {
+			if n == name {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func isFlag(a string) bool { return len(a) > 1 && a[0] == '-' }

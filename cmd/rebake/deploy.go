@@ -364,4 +364,3 @@ func (s *session) confirm(question string) error {
 	}
 	return nil
 }
-

@@ -69,10 +69,14 @@ func Do(ctx context.Context, name string, c Check, t Target) artifact.TestResult
 type simple struct {
 	name   string
 	within time.Duration // try again until then
+	port   int           // that it connects to, if it does
 	run    func(ctx context.Context, t Target) error
 }
 
 func (s simple) Name() string { return s.name }
+
+// Port is the guest's port that the check connects to, or 0.
+func (s simple) Port() int { return s.port }
 
 func (s simple) Run(ctx context.Context, t Target) error {
 	end := time.Now().Add(s.within)

@@ -27,7 +27,7 @@ func (c *Shell) check() (Check, error) {
 		return nil, errors.New("inline: give at least one line")
 	}
 	script := "set -e\n" + strings.Join(c.Inline, "\n")
-	return simple{"shell " + c.Inline[0], c.Within, func(ctx context.Context, t Target) error {
+	return simple{"shell " + c.Inline[0], c.Within, 0, func(ctx context.Context, t Target) error {
 		out, code, err := output(ctx, t.Guest, "sh -c "+provisioner.Quote(script), c.Env)
 		if err == nil && code != 0 {
 			err = fmt.Errorf("exit status %d; %s", code, excerpt(out))
@@ -48,7 +48,7 @@ func (c *Command) check() (Check, error) {
 	if c.Run == "" {
 		return nil, errors.New("run: which command?")
 	}
-	return simple{"command " + c.Run, c.Within, func(ctx context.Context, t Target) error {
+	return simple{"command " + c.Run, c.Within, 0, func(ctx context.Context, t Target) error {
 		out, code, err := output(ctx, t.Guest, c.Run, nil)
 		switch {
 		case err != nil:
@@ -81,7 +81,7 @@ func (c *HTTP) check() (Check, error) {
 	if within == 0 {
 		within = 30 * time.Second
 	}
-	return simple{fmt.Sprintf("http %s :%d%s", method, port, path), within, func(ctx context.Context, t Target) error {
+	return simple{fmt.Sprintf("http %s :%d%s", method, port, path), within, port, func(ctx context.Context, t Target) error {
 		return c.ask(ctx, t, port, path, method, status)
 	}}, nil
 }
@@ -138,7 +138,7 @@ func (c *TCP) check() (Check, error) {
 	if within == 0 {
 		within = 30 * time.Second
 	}
-	return simple{fmt.Sprintf("tcp :%d", c.Port), within, func(ctx context.Context, t Target) error {
+	return simple{fmt.Sprintf("tcp :%d", c.Port), within, c.Port, func(ctx context.Context, t Target) error {
 		conn, err := t.Dial(ctx, c.Port)
 		if err != nil {
 			return err
@@ -165,7 +165,7 @@ func (c *File) check() (Check, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mode: %q is no octal mode such as 0644", c.Mode)
 	}
-	return simple{"file " + c.Path, 0, func(ctx context.Context, t Target) error { return c.look(ctx, t, mode) }}, nil
+	return simple{"file " + c.Path, 0, 0, func(ctx context.Context, t Target) error { return c.look(ctx, t, mode) }}, nil
 }
 
 func (c *File) look(ctx context.Context, t Target, mode uint64) error {
@@ -228,7 +228,7 @@ func (c *Service) check() (Check, error) {
 	n := provisioner.Quote(c.Name)
 	line := "if [ -d /run/systemd/system ]; then systemctl is-active -- " + n + " || { systemctl status --no-pager -n 5 -- " + n + " >&2; true; }; " +
 		"else pidof " + n + " >/dev/null && echo active || echo inactive; fi"
-	return simple{"service " + c.Name, within, func(ctx context.Context, t Target) error {
+	return simple{"service " + c.Name, within, 0, func(ctx context.Context, t Target) error {
 		out, _, err := output(ctx, t.Guest, line, nil)
 		if err != nil {
 			return err
@@ -256,7 +256,7 @@ func (c *Package) check() (Check, error) {
 	line := "if command -v dpkg-query >/dev/null; then dpkg-query -W -f '${db:Status-Status} ${Version}\\n' " + n + " 2>/dev/null | sed -n 's/^installed //p'; " +
 		"elif command -v rpm >/dev/null; then rpm -q --qf '%{VERSION}-%{RELEASE}\\n' " + n + " | grep -v 'not installed'; " +
 		"elif command -v apk >/dev/null; then apk list -I " + n + " 2>/dev/null | sed 's/^" + "[^ ]*-\\([0-9][^ ]*\\) .*/\\1/'; else echo no package manager; exit 3; fi; true"
-	return simple{"package " + c.Name, 0, func(ctx context.Context, t Target) error {
+	return simple{"package " + c.Name, 0, 0, func(ctx context.Context, t Target) error {
 		out, code, err := output(ctx, t.Guest, line, nil)
 		if err != nil {
 			return err
@@ -294,7 +294,7 @@ func orStr(s, or string) string {
 // BuiltIn are the checks that every image gets.
 func BuiltIn() []Check {
 	return []Check{
-		simple{"no failed units", 0, func(ctx context.Context, t Target) error {
+		simple{"no failed units", 0, 0, func(ctx context.Context, t Target) error {
 			// Wait for the boot to end: a unit that is still starting has not failed yet.
 			line := "[ -d /run/systemd/system ] || exit 0; systemctl is-system-running --wait >/dev/null 2>&1; " +
 				"systemctl list-units --state=failed --plain --no-legend --no-pager"
@@ -304,7 +304,7 @@ func BuiltIn() []Check {
 			}
 			return err
 		}},
-		simple{"the root file system is writable and has room", 0, func(ctx context.Context, t Target) error {
+		simple{"the root file system is writable and has room", 0, 0, func(ctx context.Context, t Target) error {
 			out, code, err := output(ctx, t.Guest, "f=$(mktemp /var/tmp/rebake.XXXXXX) && echo x > \"$f\" && rm \"$f\"", nil)
 			if err == nil && code != 0 {
 				err = errors.New(excerpt(out))

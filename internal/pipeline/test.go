@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,7 +53,7 @@ func (k *bake) test(ctx context.Context, id string, disk artifact.Disk) ([]artif
 }
 
 func (k *bake) testBoot(ctx context.Context, id string, disk artifact.Disk, full bool) (res []artifact.TestResult, who identity, err error) {
-	mach, err := k.builder.BootTest(ctx, id, disk, nil)
+	mach, err := k.builder.BootTest(ctx, id, disk, k.ports())
 	if err != nil {
 		return nil, who, err
 	}
@@ -93,6 +94,17 @@ func (k *bake) testBoot(ctx context.Context, id string, disk artifact.Disk, full
 		res = append(res, one)
 	}
 	return res, who, ctx.Err()
+}
+
+// ports are those that checks connect to.
+func (k *bake) ports() []int {
+	var ports []int
+	for _, c := range k.checks {
+		if p, ok := c.Check.(interface{ Port() int }); ok && p.Port() != 0 && !slices.Contains(ports, p.Port()) {
+			ports = append(ports, p.Port())
+		}
+	}
+	return ports
 }
 
 func builtIn() []namedCheck {

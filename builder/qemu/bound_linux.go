@@ -1,0 +1,16 @@
+package qemu
+
+import (
+	"os/exec"
+	"runtime"
+	"syscall"
+)
+
+// runBound runs a tool that does not outlive this process. The signal comes
+// with the end of the thread that started it, so that thread is held.
+func runBound(cmd *exec.Cmd) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	return cmd.Run()
+}
