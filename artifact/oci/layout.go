@@ -173,7 +173,11 @@ func (w *blobWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-func (w *blobWriter) abort() { w.f.Close(); os.Remove(w.f.Name()) }
+// abort forgets the blob; what cannot be removed now, Prune removes later.
+func (w *blobWriter) abort() {
+	w.f.Close()
+	_ = os.Remove(w.f.Name())
+}
 
 // commit gives the blob its name. added is false if the store had it.
 func (w *blobWriter) commit(mediaType string) (desc v1.Descriptor, added bool, err error) {

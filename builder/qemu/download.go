@@ -93,7 +93,7 @@ func (d *download) make(ctx context.Context, tmp string) error {
 		if err := d.fetch(ctx, file); err != nil {
 			return err
 		}
-		defer os.Remove(file) // the raw disk is what is kept
+		defer func() { _ = os.Remove(file) }() // the raw disk is what is kept
 	}
 	event.Waiting(ctx, "the checksum of %s", filepath.Base(d.url.Path))
 	if err := d.check(ctx, file); err != nil {

@@ -169,5 +169,5 @@ func probeDisk() (path string, cleanup func(), err error) {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return "", nil, errors.Join(err, os.Remove(f.Name()))
 	}
-	return f.Name(), func() { os.Remove(f.Name()) }, nil
+	return f.Name(), func() { _ = os.Remove(f.Name()) }, nil
 }

@@ -106,7 +106,7 @@ func coreImage(ctx context.Context, dir string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(tmp)
+	defer func() { _ = os.RemoveAll(tmp) }()
 	early := filepath.Join(tmp, "early.cfg")
 	cfg := "search.fs_uuid " + ID + " root\nset prefix=($root)/boot/grub\nconfigfile ($root)/boot/grub/grub.cfg\n"
 	if err := os.WriteFile(early, []byte(cfg), 0o600); err != nil {

@@ -1,0 +1,64 @@
+# `make` prints this help.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+GO      ?= go
+BIN     := bin/rebake
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+LINT    := .cache/bin/golangci-lint
+LINT_VERSION := v2.5.0
+
+.PHONY: help
+help: ## print this help
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## install what is missing (apt, with sudo where not root), naming it first
+	@test/setup.sh
+
+.PHONY: build
+build: ## build bin/rebake
+	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/rebake
+
+$(LINT):
+	@mkdir -p .cache/bin
+	GOBIN=$(CURDIR)/.cache/bin $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
+
+.PHONY: lint
+lint: $(LINT) ## style and layer rules
+	@$(LINT) run ./...
+
+.PHONY: check
+check: setup lint ## the fast loop: lint, unit tests, scripts; no VM, no root
+	@$(GO) run ./test/noskip -- $(GO) test -json ./...
+
+.PHONY: test
+test: check ## check, and everything on real parts: QEMU, HAProxy, Debian guests
+	@$(GO) run ./test/noskip -- $(GO) test -json -tags e2e -p 1 -timeout 25m $(E2E)
+
+E2E := ./test/e2e/... ./fleet/qemu/...
+
+.PHONY: race
+race: ## unit tests under the race detector
+	@$(GO) test -race ./...
+
+.PHONY: demo
+demo: setup build ## the main job on this machine: bake, run a fleet, swap under load, refuse a broken image
+	@$(GO) run ./test/demo -rebake $(BIN)
+
+.PHONY: cross
+cross: ## build for every supported system
+	@for t in linux/amd64 linux/arm64 darwin/amd64 darwin/arm64; do \
+	  echo $$t; GOOS=$${t%/*} GOARCH=$${t#*/} CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/rebake; done
+
+.PHONY: fuzz
+fuzz: ## each fuzzer for 20 seconds
+	@for p in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
+	  for f in $$(grep -h '^func Fuzz' $$p/*_test.go | sed 's/func \(Fuzz[A-Za-z0-9]*\).*/\1/'); do \
+	    $(GO) test $$p -run '^$$' -fuzz "^$$f\$$" -fuzztime 20s; done; done
+
+.PHONY: clean
+clean: ## remove what the build made (caches of bases too)
+	@rm -rf bin .cache

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Installs the external parts that are missing, and nothing twice. It says what
+# it is about to install, and what to do where there is no apt.
+set -euo pipefail
+
+# command or file → Debian package
+parts=(
+  qemu-system-x86_64:qemu-system-x86
+  qemu-img:qemu-utils
+  mmdebstrap:mmdebstrap
+  haproxy:haproxy
+  git:git
+  mke2fs:e2fsprogs
+  depmod:kmod
+  cpio:cpio
+  zstd:zstd
+  grub-mkimage:grub-common
+  /usr/lib/grub/i386-pc/boot.img:grub-pc-bin
+  /usr/sbin/dropbear:dropbear-bin
+  /usr/lib/openssh/sftp-server:openssh-sftp-server
+  /usr/bin/busybox:busybox-static
+)
+
+missing=()
+for p in "${parts[@]}"; do
+  what=${p%%:*} package=${p#*:}
+  if [[ $what == /* ]]; then
+    [[ -e $what ]] || missing+=("$package")
+  else
+    PATH="$PATH:/usr/sbin:/sbin" command -v "$what" >/dev/null || missing+=("$package")
+  fi
+done
+if ! { [[ -x /usr/bin/busybox ]] && /usr/bin/busybox --list | grep -qx httpd; }; then
+  [[ " ${missing[*]-} " == *" busybox-static "* ]] || missing+=(busybox-static)
+fi
+((${#missing[@]})) || exit 0
+
+if ! command -v apt-get >/dev/null; then
+  echo "setup: missing, and this system has no apt. Install what provides these, then run make again:" >&2
+  printf '  %s\n' "${missing[@]}" >&2
+  echo "  (macOS: brew install qemu haproxy; Fedora: dnf install qemu-kvm qemu-img haproxy e2fsprogs busybox)" >&2
+  exit 1
+fi
+run=()
+if [[ $(id -u) -ne 0 ]]; then
+  command -v sudo >/dev/null || { echo "setup: as root: apt-get install -y ${missing[*]}" >&2; exit 1; }
+  run=(sudo)
+fi
+echo "setup: installing ${missing[*]}"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+export DEBIAN_FRONTEND=noninteractive
+if ! { "${run[@]}" apt-get update && "${run[@]}" apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+  tail -n 30 "$log" >&2
+  echo "setup: apt-get failed; mend it, then run make again" >&2
+  exit 1
+fi
+echo "setup: done"
