@@ -1,0 +1,68 @@
+package template_test
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	buildqemu "github.com/rebake/rebake/builder/qemu"
+	"github.com/rebake/rebake/fleet/haproxy"
+	poolqemu "github.com/rebake/rebake/fleet/qemu"
+	"github.com/rebake/rebake/internal/check"
+	"github.com/rebake/rebake/internal/template"
+	"github.com/rebake/rebake/provisioner/file"
+	"github.com/rebake/rebake/provisioner/shell"
+)
+
+// realKinds are the types of the backends themselves, so that neither the
+// reference nor a shipped template promises what they do not take.
+func realKinds() template.Kinds {
+	return template.Kinds{
+		Builders:     map[string]func() any{"qemu": func() any { return new(buildqemu.Config) }},
+		Provisioners: map[string]func() any{"shell": func() any { return new(shell.Config) }, "file": func() any { return new(file.Config) }},
+		Checks:       check.Kinds(),
+		Pools:        map[string]func() any{"qemu": func() any { return new(poolqemu.Config) }},
+		Routers:      map[string]func() any{"haproxy": func() any { return new(haproxy.Config) }},
+	}
+}
+
+func TestShippedTemplatesFitTheBackends(t *testing.T) {
+	files, err := filepath.Glob("../../templates/*.yaml")
+	if err != nil || len(files) < 4 {
+		t.Fatalf("%d templates, %v", len(files), err)
+	}
+	for _, f := range files {
+		o := template.Options{Kinds: realKinds()}
+		if filepath.Base(f) == "from-url.yaml" {
+			o.Vars = []string{"url=file:base.qcow2", "checksum=sha256:" + strings.Repeat("0", 64)}
+		}
+		if _, err := template.Load(f, o); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestExamplesOfTheReferenceFitTheBackends(t *testing.T) {
+	fence := regexp.MustCompile("(?ms)^```yaml( part)?\n(.*?)^```$")
+	dir := t.TempDir()
+	for _, section := range template.Sections() {
+		text, err := template.Docs(section)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range fence.FindAllStringSubmatch(text, -1) {
+			if m[1] != "" {
+				m[2] = "name: example\nbuild: {qemu: {from: {debian: bookworm}}}\n" + m[2]
+			}
+			path := filepath.Join(dir, section+".yaml")
+			if err := os.WriteFile(path, []byte(m[2]), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := template.Load(path, template.Options{Kinds: realKinds()}); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
