@@ -27,19 +27,31 @@ var fast = fleet.HealthCheck{Type: "http", Path: "/health", Interval: 100 * time
 // backend is an instance as the router sees one.
 type backend struct {
 	*httptest.Server
-	sick  atomic.Bool   // its health check answers 500
-	early atomic.Int64  // requests before it had passed a health check
-	seen  atomic.Int64  // health checks
-	hold  chan struct{} // requests to /hold wait for it
-	held  chan struct{} // one for each that waits
+	sick    atomic.Bool // its health check answers 500
+	slow    atomic.Bool // its health checks wait for hold, each told to checked
+	checked chan struct{}
+	early   atomic.Int64  // requests before it had passed a health check
+	seen    atomic.Int64  // health checks
+	hold    chan struct{} // requests to /hold wait for it
+	held    chan struct{} // one for each that waits
 }
 
 func newBackend(t *testing.T, version string) *backend {
 	t.Helper()
-	b := &backend{hold: make(chan struct{}), held: make(chan struct{}, 100)}
+	b := &backend{hold: make(chan struct{}), checked: make(chan struct{}, 1), held: make(chan struct{}, 100)}
 	b.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case r.URL.Path == "/health":
+			if b.slow.Load() {
+				select {
+				case b.checked <- struct{}{}:
+				default:
+				}
+				select {
+				case <-b.hold:
+				case <-r.Context().Done():
+				}
+			}
 			b.seen.Add(1)
 			if b.sick.Load() {
 				w.WriteHeader(http.StatusInternalServerError)
@@ -411,11 +423,19 @@ func TestKilledRouterComesBackAsItWas(t *testing.T) {
 		t.Error("a change was taken while no router runs")
 	}
 	blue.seen.Store(0)
+	blue.slow.Store(true) // its first check takes long: what goes to ready too soon is seen
 	sick.sick.Store(true) // an instance that died with it must not stop the rest
 
 	other, err := New(r.cfg, r.dir, r.runDir, r.name, r.hc) // as the next process
 	must(t, err)
-	ensure(t, other)
+	ended := make(chan error, 1)
+	go func() { ended <- other.Ensure(ctx) }()
+	<-blue.checked
+	if st := status(t, other); !st.Up || st.Members[fleet.Blue][0].Admin != "drain" {
+		t.Errorf("before its first check is answered: %+v", st)
+	}
+	close(blue.hold)
+	must(t, <-ended)
 	st := status(t, other)
 	b, _ := find(st.Members[fleet.Blue], "b")
 	g, _ := find(st.Members[fleet.Green], "g")

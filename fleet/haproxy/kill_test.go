@@ -105,3 +105,40 @@ func TestChangesWaitForTheirTurnAndGiveUpWithTheirContext(t *testing.T) {
 	}))
 	must(t, other.SetWeights(context.Background(), map[fleet.Slot]int{fleet.Blue: 1000}))
 }
+
+// The shell that becomes HAProxy holds the lock until its process id is
+// written: in between nobody else may start one.
+func TestLockOutlivesARebakeKilledBeforeTheProcessIDIsWritten(t *testing.T) {
+	r := newRouter(t, fast)
+	tools := t.TempDir()
+	started, proceed := filepath.Join(tools, "started"), filepath.Join(tools, "proceed")
+	mv, err := exec.LookPath("mv")
+	must(t, err)
+	slow := fmt.Sprintf("#!/bin/sh\n: >%s\nwhile [ ! -e %s ]; do sleep 0.01; done\nexec %s \"$@\"\n", started, proceed, mv)
+	must(t, os.WriteFile(filepath.Join(tools, "mv"), []byte(slow), 0o700))
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "PATH="+tools+":"+os.Getenv("PATH"), ensurer+"="+strings.Join([]string{r.cfg.Listen, r.dir, r.runDir}, "|"))
+	must(t, cmd.Start())
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for {
+		if _, err := os.Stat(started); err == nil {
+			break
+		}
+		must(t, pause(ctx, time.Millisecond))
+	}
+	must(t, cmd.Process.Kill())
+	if err := cmd.Wait(); err == nil {
+		t.Fatal("ended by itself")
+	}
+	short, stop := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer stop()
+	if err := r.Ensure(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("while the first router is on its way: %v", err)
+	}
+	must(t, os.WriteFile(proceed, nil, 0o600))
+	must(t, r.Ensure(ctx))
+	if n := processes(t, r.file(configName)); n != 1 {
+		t.Errorf("%d routers run", n)
+	}
+}

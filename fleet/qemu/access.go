@@ -1,20 +1,17 @@
 package qemu
 
 import (
-	"bytes"
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/crypto/ssh"
+	xssh "golang.org/x/crypto/ssh"
 
 	"github.com/rebake/rebake/fleet"
+	"github.com/rebake/rebake/internal/ssh"
 )
 
 const (
@@ -22,20 +19,11 @@ const (
 	hostKeyName = "host.key" // of an instance: seeded, so that it can be pinned
 )
 
-// Endpoint is the way into an instance. Data only: the caller dials.
-type Endpoint struct {
-	Addr     string // host:port of sshd
-	User     string
-	Signer   ssh.Signer
-	HostKeys []ssh.PublicKey // pinned, never empty
-	Ports    map[int]string  // guest port → host:port
-}
-
-// Endpoint tells how to reach a running instance over SSH.
-func (p *Pool) Endpoint(ctx context.Context, inst string) (Endpoint, error) {
+// Door tells how to log in to a running instance over SSH, its host key pinned.
+func (p *Pool) Door(ctx context.Context, inst string) (ssh.Target, error) {
 	groups, err := p.Groups(ctx, p.name)
 	if err != nil {
-		return Endpoint{}, err
+		return ssh.Target{}, err
 	}
 	for _, g := range groups {
 		for _, in := range g.Instances {
@@ -43,28 +31,28 @@ func (p *Pool) Endpoint(ctx context.Context, inst string) (Endpoint, error) {
 				continue
 			}
 			if !in.Running {
-				return Endpoint{}, fmt.Errorf("instance %s does not run: see `rebake fleet logs %s %s`", inst, p.name, inst)
+				return ssh.Target{}, fmt.Errorf("instance %s does not run: see `rebake fleet logs %s %s`", inst, p.name, inst)
 			}
 			rec, err := readGroup(groupFile(p.deps.State.Fleet(p.name), g.ID))
 			if err != nil {
-				return Endpoint{}, err
+				return ssh.Target{}, err
 			}
 			key, err := readIdentity(filepath.Join(p.deps.State.Fleet(p.name), keyName))
 			if err != nil {
-				return Endpoint{}, err
+				return ssh.Target{}, err
 			}
 			host, err := readIdentity(filepath.Join(p.dir(p.name, inst), hostKeyName))
 			if err != nil {
-				return Endpoint{}, err
+				return ssh.Target{}, err
 			}
 			user := rec.Spec.Image.User
 			if user == "" {
 				user = "root"
 			}
-			return Endpoint{Addr: in.Ports[22], User: user, Signer: key.signer, HostKeys: []ssh.PublicKey{host.signer.PublicKey()}, Ports: in.Ports}, nil
+			return ssh.Target{Addr: in.Ports[22], User: user, Signer: key.signer, HostKeys: []xssh.PublicKey{host.signer.PublicKey()}}, nil
 		}
 	}
-	return Endpoint{}, fmt.Errorf("fleet %s has no instance %q: `rebake fleet status %s` lists them", p.name, inst, p.name)
+	return ssh.Target{}, fmt.Errorf("fleet %s has no instance %q: `rebake fleet status %s` lists them", p.name, inst, p.name)
 }
 
 // Logs returns the last n bytes of an instance's console.
@@ -105,13 +93,11 @@ func (p *Pool) Evidence(ctx context.Context, id fleet.GroupID) (string, error) {
 
 // identity is an ed25519 key pair in a file that only its owner can read.
 type identity struct {
-	signer ssh.Signer
+	signer xssh.Signer
 	pem    []byte
 }
 
-func (k identity) authorized() string {
-	return string(bytes.TrimSpace(ssh.MarshalAuthorizedKey(k.signer.PublicKey()))) + " rebake-fleet"
-}
+func (k identity) authorized() string { return ssh.AuthorizedLine(k.signer.PublicKey()) }
 
 // key is the fleet's own, made at its first use.
 func (p *Pool) key() (identity, error) {
@@ -124,18 +110,11 @@ func (p *Pool) key() (identity, error) {
 }
 
 func newIdentity(path string) (identity, error) {
-	_, priv, err := ed25519.GenerateKey(rand.Reader)
+	k, err := ssh.NewKey()
 	if err != nil {
-		return identity{}, fmt.Errorf("generate a key pair: %w", err)
-	}
-	block, err := ssh.MarshalPrivateKey(priv, "rebake")
-	if err != nil {
-		return identity{}, fmt.Errorf("generate a key pair: %w", err)
-	}
-	if err := writeFile(path, pem.EncodeToMemory(block)); err != nil {
 		return identity{}, err
 	}
-	return readIdentity(path)
+	return identity{k.Signer, k.PEM}, writeFile(path, k.PEM)
 }
 
 func readIdentity(path string) (identity, error) {
@@ -143,7 +122,7 @@ func readIdentity(path string) (identity, error) {
 	if err != nil {
 		return identity{}, err
 	}
-	signer, err := ssh.ParsePrivateKey(data)
+	signer, err := xssh.ParsePrivateKey(data)
 	if err != nil {
 		return identity{}, fmt.Errorf("read %s: %w", path, err)
 	}

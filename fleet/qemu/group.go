@@ -2,8 +2,6 @@ package qemu
 
 import (
 	"bufio"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -139,10 +137,7 @@ func (p *Pool) dir(fleetName, inst string) string {
 }
 
 // runDir is short, and differs between state directories.
-func runDir(dir string) string {
-	sum := sha256.Sum256([]byte(dir))
-	return state.Run("i-" + hex.EncodeToString(sum[:8]))
-}
+func runDir(dir string) string { return state.RunFor("i", dir) }
 
 // instances are the ids for which there is a directory, by number.
 func (p *Pool) instances(id fleet.GroupID) ([]string, error) {

@@ -62,9 +62,8 @@ func TestRealInstancesOutliveAKilledRebake(t *testing.T) {
 	if len(before) != 2 || before[one] == 0 || before[two] == 0 {
 		t.Fatalf("after the kill: %v", before)
 	}
-	ep, err := p.Endpoint(ctx, one)
-	if err != nil || ep.Addr == "" || ep.Ports[80] == "" {
-		t.Errorf("endpoint %+v, %v", ep, err)
+	if door, err := p.Door(ctx, one); err != nil || door.Addr == "" {
+		t.Errorf("door %+v, %v", door, err)
 	}
 	must(t, syscall.Kill(before[two], syscall.SIGKILL))
 	awaitEnd(ctx, t, before[two])

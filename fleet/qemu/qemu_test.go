@@ -205,7 +205,7 @@ func TestAnInstanceIsToldWhoItIs(t *testing.T) {
 	if one.BindToOwner || one.RunDir == two.RunDir || string(one.Seed.HostKeyPEM) == string(two.Seed.HostKeyPEM) {
 		t.Error("instances share a host key or a run directory, or die with their starter")
 	}
-	ep, err := p.Endpoint(context.Background(), one.Name)
+	ep, err := p.Door(context.Background(), one.Name)
 	must(t, err)
 	host, err := ssh.ParsePrivateKey(one.Seed.HostKeyPEM)
 	must(t, err)
@@ -214,8 +214,8 @@ func TestAnInstanceIsToldWhoItIs(t *testing.T) {
 	if len(ep.HostKeys) != 1 || string(ep.HostKeys[0].Marshal()) != string(host.PublicKey().Marshal()) {
 		t.Error("the pinned host key is not the one that was seeded")
 	}
-	if string(ep.Signer.PublicKey().Marshal()) != string(login.Marshal()) || ep.User != "admin" || ep.Addr != "127.0.0.1:2200" || ep.Ports[80] != "127.0.0.1:8000" {
-		t.Errorf("endpoint %+v", ep)
+	if string(ep.Signer.PublicKey().Marshal()) != string(login.Marshal()) || ep.User != "admin" || ep.Addr != "127.0.0.1:2200" {
+		t.Errorf("door %+v", ep)
 	}
 	err = filepath.WalkDir(string(p.deps.State), func(path string, d os.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
@@ -242,8 +242,8 @@ func TestADeadInstanceIsReplacedByAFreshOne(t *testing.T) {
 	if got := pids(t, p); len(got) != 3 || got[dead] != 0 {
 		t.Errorf("a dead instance is not listed as such: %v", got)
 	}
-	if _, err := p.Endpoint(ctx, dead); err == nil {
-		t.Error("a dead instance has an endpoint")
+	if _, err := p.Door(ctx, dead); err == nil {
+		t.Error("a dead instance has a door")
 	}
 	must(t, p.Launch(ctx, blue, spec))
 	after := pids(t, p)
