@@ -263,10 +263,17 @@ func (s *source) checkDepth() error {
 				return s.errorf(n+1, 1, "", "it is nested deeper than %d levels", maxGuess)
 			}
 		}
+		plain := byte(0) // first character of the unquoted word at depth 0 that i is in
 		for i := 0; i < len(body); i++ {
-			c := body[i]
-			starts := i == 0 || strings.IndexByte(" \t[]{},:", body[i-1]) >= 0
+			c, last := body[i], i+1 == len(body)
+			starts := plain == 0 && (i == 0 || strings.IndexByte(" \t[]{},:", body[i-1]) >= 0)
 			switch {
+			case plain != 0: // up to a colon and a space; an anchor or tag up to a space
+				if (c == ':' && (last || body[i+1] == ' ')) || (c == ' ' && (plain == '&' || plain == '!')) {
+					plain = 0
+				} else if c == '#' && body[i-1] == ' ' {
+					i = len(body)
+				}
 			case quote == '"' && c == '\\':
 				i++
 			case quote != 0:
@@ -284,6 +291,8 @@ func (s *source) checkDepth() error {
 				}
 			case (c == ']' || c == '}') && depth > 0:
 				depth--
+			case depth == 0 && c != ' ' && c != '\t' && c != '\r' && !(strings.IndexByte("-?:", c) >= 0 && (last || body[i+1] == ' ')):
+				plain = c
 			}
 		}
 		if quote == 0 && depth == 0 && opensScalar(body) {

@@ -27,7 +27,6 @@ type variable struct {
 	pattern      *regexp.Regexp
 
 	given  bool
-	origin string // where the given value came from, for messages
 	value  any
 	taint  []string
 	canon  any
@@ -162,7 +161,7 @@ func (l *loader) giveFile(path string) error {
 		if err := v.check(value); err != nil {
 			return s.errorf(e.value.line, e.value.column, "", "%w", err)
 		}
-		v.given, v.value, v.origin = true, value, path
+		v.given, v.value = true, value
 	}
 	return nil
 }
@@ -242,7 +241,7 @@ func (l *loader) set(v *variable, text, origin string) error {
 	if err := v.check(value); err != nil {
 		return l.fail(v.line, v.column, "", "%s: %w", origin, err)
 	}
-	v.given, v.value, v.origin = true, value, origin
+	v.given, v.value = true, value
 	return nil
 }
 
