@@ -26,11 +26,11 @@ type variable struct {
 	def          *node // default:, nil: none
 	pattern      *regexp.Regexp
 
-	given  bool
-	value  any
-	taint  []string
-	canon  any
-	state  int // 0 not evaluated, 1 being evaluated, 2 done
+	given bool
+	value any
+	taint []string
+	canon any
+	state int // 0 not evaluated, 1 being evaluated, 2 done
 }
 
 var identifier = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
