@@ -290,7 +290,7 @@ func TestDialPort(t *testing.T) {
 func TestInteractive(t *testing.T) {
 	c := dial(t, serve(t, nil), ssh.Options{})
 	var out bytes.Buffer
-	err := c.Interactive(t.Context(), strings.NewReader("echo in a shell\nexit 3\n"), &out, &out, ssh.TTY{Term: "xterm", Cols: 80, Rows: 24})
+	err := c.Interactive(t.Context(), strings.NewReader("echo in a shell\nexit 3\n"), &out, io.Discard, ssh.TTY{Term: "xterm", Cols: 80, Rows: 24})
 	var exit *provisioner.ExitError
 	if !errors.As(err, &exit) || exit.Code != 3 || !strings.Contains(out.String(), "in a shell") {
 		t.Errorf("%v, %q", err, out.String())

@@ -44,7 +44,11 @@ func (c *Client) Upload(ctx context.Context, dst string, src fs.FS) error {
 		ways[0], ways[1] = ways[1], ways[0]
 	}
 	for _, way := range ways {
-		if err = way(ctx, dst, src, list); !errors.Is(err, errNoTool) {
+		err = way(ctx, dst, src, list)
+		if errors.Is(err, errNoStatus) && ctx.Err() == nil {
+			err = way(ctx, dst, src, list) // a session was lost, not the connection; to send it again does no harm
+		}
+		if !errors.Is(err, errNoTool) {
 			break
 		}
 	}

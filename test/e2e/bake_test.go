@@ -26,7 +26,7 @@ variables:
 build:
   qemu:
     from: {url: "file:%s", checksum: "sha256:%s"}
-    memory: 128M
+    memory: 192M
 provision:
   - file: {content: "release ${{ var.release }}\n", destination: /www/index.html}
   - shell:
@@ -82,7 +82,7 @@ func TestABakeIsTestedStoredTaggedAndNotRepeated(t *testing.T) {
 
 func TestAnExportedImageBootsInPlainQEMU(t *testing.T) {
 	w := newWorld(t)
-	w.write("t.yaml", tiny(`  - shell: {inline: ["printf '#!/bin/sh\necho EXPORTED-IMAGE-IS-UP >/dev/console\n' > /etc/rebake-up", "chmod 755 /etc/rebake-up", "echo '::once:/etc/rebake-up' >> /etc/inittab"]}`))
+	w.write("t.yaml", tiny(`  - file: {content: "#!/bin/sh\necho EXPORTED-IMAGE-IS-UP >/dev/console\n", destination: /etc/start.d/up, mode: "0755"}`))
 	w.rebake(0, "build", "t.yaml", "--skip-test")
 	w.rebake(0, "images", "export", "tiny:latest", "out.qcow2")
 	disk := filepath.Join(w.dir, "alone", "disk.qcow2")
@@ -197,7 +197,7 @@ func TestAChildOfAnImageKeepsWhatItsParentHad(t *testing.T) {
 build:
   qemu:
     from: {image: "tiny:latest"}
-    memory: 128M
+    memory: 192M
 provision:
   - shell: {inline: ["cat /www/index.html", "echo child > /www/child"]}
 test:

@@ -33,7 +33,7 @@ func fleetTemplate(addr string) string {
 	text = strings.Replace(text, "  token:", "  broken: {default: \"no\"}\n  token:", 1)
 	return text + `fleet:
   size: 2
-  pool: {qemu: {memory: 96M}}
+  pool: {qemu: {memory: 128M}}
   router: {haproxy: {listen: "` + addr + `"}}
   health:
     http: {port: 80, path: /cgi-bin/app}
