@@ -33,7 +33,10 @@ done
 if ! { [[ -x /usr/bin/busybox ]] && /usr/bin/busybox --list | grep -qx httpd; }; then
   [[ " ${missing[*]-} " == *" busybox-static "* ]] || missing+=(busybox-static)
 fi
-((${#missing[@]})) || exit 0
+# The tiny guest of the tests takes Debian's kernel from apt, whose lists may be missing.
+lists=1
+if command -v apt-cache >/dev/null && ! apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1; then lists=0; fi
+((${#missing[@]} || lists == 0)) || exit 0
 
 if ! command -v apt-get >/dev/null; then
   echo "setup: missing, and this system has no apt. Install what provides these, then run make again:" >&2
@@ -46,11 +49,11 @@ if [[ $(id -u) -ne 0 ]]; then
   command -v sudo >/dev/null || { echo "setup: as root: apt-get install -y ${missing[*]}" >&2; exit 1; }
   run=(sudo)
 fi
-echo "setup: installing ${missing[*]}"
+if ((${#missing[@]})); then echo "setup: installing ${missing[*]}"; else echo "setup: reading apt's package lists"; fi
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 export DEBIAN_FRONTEND=noninteractive
-if ! { "${run[@]}" apt-get update && "${run[@]}" apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+if ! { "${run[@]}" apt-get update && { ((${#missing[@]} == 0)) || "${run[@]}" apt-get install -y --no-install-recommends "${missing[@]}"; }; } >"$log" 2>&1; then
   tail -n 30 "$log" >&2
   echo "setup: apt-get failed; mend it, then run make again" >&2
   exit 1

@@ -208,6 +208,9 @@ func (c *Client) withSFTP(ctx context.Context, f func(*sftp.Client) error) error
 	go ssh.DiscardRequests(reqs)
 	defer context.AfterFunc(ctx, func() { ch.Close() })()
 	ok, err := ch.SendRequest("subsystem", true, ssh.Marshal(struct{ Name string }{"sftp"}))
+	if ctx.Err() != nil { // which closed the channel
+		return context.Cause(ctx)
+	}
 	if err != nil {
 		return n.cutOff(err)
 	}
