@@ -39,7 +39,7 @@ func fleetTemplate(addr string) string {
     http: {port: 80, path: /cgi-bin/app}
     interval: 500ms
     timeout: 3s
-    within: 40s
+    within: 90s
   deploy:
     steps: [{weight: 10, hold: 1s}, {weight: 50, hold: 1s}, {weight: 100, hold: 1s}]
     keep_old: 10m
