@@ -30,6 +30,9 @@ func Check(r Record, o Observation, a Action, now time.Time) error {
 		if a.Slot != fresh.Slot {
 			return unsafe("slot %s is not this deployment's", a.Slot)
 		}
+		if weight[a.Slot] != 0 {
+			return unsafe("slot %s has %d permille of the traffic before it is ready: somebody gave it", a.Slot, weight[a.Slot])
+		}
 		for _, m := range o.Router.Members[a.Slot] {
 			if !ofGroup(o, fresh, m.ID) {
 				return unsafe("slot %s still has %s of another deployment", a.Slot, m.ID)
@@ -39,6 +42,9 @@ func Check(r Record, o Observation, a Action, now time.Time) error {
 	case Ready:
 		if a.Slot == fresh.Slot && !r.State.Undoable() {
 			return unsafe("the new slot is on its way out")
+		}
+		if a.Slot == fresh.Slot && weight[a.Slot] != 0 {
+			return unsafe("slot %s has %d permille of the traffic before it is verified: somebody gave it", a.Slot, weight[a.Slot])
 		}
 
 	case Weigh:
@@ -88,7 +94,7 @@ func mayEnd(r Record, o Observation, s Slot, unsafe func(string, ...any) error) 
 		return unsafe("the new slot may only go on the way back, not in %q", r.State)
 	case !isNew && r.State != Retiring:
 		return unsafe("the old slot is promised until the deployment is committed, and this is %q", r.State)
-	case !isNew && healthyReady(o, s.Other()) == 0:
+	case !isNew && able(o, s.Other()) == 0:
 		return unsafe("no instance of the new slot is healthy: the old one may be needed")
 	}
 	return nil
@@ -101,14 +107,14 @@ func checkWeights(r Record, o Observation, a Action, unsafe func(string, ...any)
 		return unsafe("weights blue %d, green %d", want[Blue], want[Green])
 	}
 	forward := r.State == Shifting
-	if !forward && r.State != Restoring {
+	if !forward && r.State != Restoring && r.State != Planned {
 		return unsafe("traffic does not move in %q", r.State)
 	}
 	if sum == 0 && (forward || r.Old != nil) {
 		return unsafe("that would leave nobody to serve")
 	}
 	for _, s := range []Slot{Blue, Green} {
-		if want[s] > have[s] && healthyReady(o, s) == 0 {
+		if want[s] > have[s] && able(o, s) == 0 {
 			return unsafe("slot %s has no healthy instance to take traffic", s)
 		}
 	}
@@ -120,7 +126,7 @@ func checkWeights(r Record, o Observation, a Action, unsafe func(string, ...any)
 		if want[fresh] < r.Live()[fresh] {
 			return unsafe("the new slot's share goes down from %d to %d permille", r.Live()[fresh], want[fresh])
 		}
-		if n := healthyReady(o, fresh); n < r.New.Spec.Size {
+		if n := able(o, fresh); n < r.New.Spec.Size {
 			return unsafe("only %d of %d new instances are healthy", n, r.New.Spec.Size)
 		}
 	} else if want[fresh] != 0 {
@@ -129,7 +135,8 @@ func checkWeights(r Record, o Observation, a Action, unsafe func(string, ...any)
 	return nil
 }
 
-func healthyReady(o Observation, s Slot) (n int) {
+// able counts the members of a slot that take traffic.
+func able(o Observation, s Slot) (n int) {
 	for _, m := range o.Router.Members[s] {
 		if m.Healthy && m.Admin == "ready" {
 			n++

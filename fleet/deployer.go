@@ -34,7 +34,9 @@ type Deployer struct {
 	Gate func(context.Context, Instance) error
 	Poll time.Duration // between looks; default 50ms
 
-	open func() (log, []journal.Record, error) // tests: another journal
+	open func() (log, []journal.Record, error)  // tests: another journal
+	take func(dir string) (func() error, error) // tests: another lock
+	save func(dir string) error                 // tests: no file
 }
 
 // log is what a deployment needs of *journal.Journal.
@@ -53,7 +55,7 @@ type Witness interface {
 type Request struct {
 	Spec   Spec
 	Policy Policy
-	Force  bool // even if this very image serves already
+	Force  bool // even if this very image serves already; gives up a blocked deployment
 	Wait   bool // until the old slot is gone, not only until traffic moved
 }
 
@@ -79,7 +81,11 @@ func (d *Deployer) Deploy(ctx context.Context, req Request) (Result, error) {
 		return Result{}, fmt.Errorf("fleet.size: %d instances cannot serve", req.Spec.Size)
 	}
 	return d.session(ctx, func(s *session) (Result, error) {
-		if r := s.history.Unfinished(); r != nil {
+		if r := s.history.Unfinished(); r != nil && r.State == Blocked && req.Force {
+			if err := s.giveUp(ctx, *r); err != nil {
+				return Result{Record: *r}, err
+			}
+		} else if r != nil {
 			if r.State == Blocked || !reflect.DeepEqual(r.New.Spec, req.Spec) {
 				return Result{Record: *r}, unfinished(*r)
 			}
@@ -92,7 +98,11 @@ func (d *Deployer) Deploy(ctx context.Context, req Request) (Result, error) {
 			}
 			return Result{Record: *s.history.Last(), Unchanged: true}, nil
 		}
-		if err := d.Config.Save(d.Dir); err != nil {
+		save := d.Config.Save
+		if d.save != nil {
+			save = d.save
+		}
+		if err := save(d.Dir); err != nil {
 			return Result{}, err
 		}
 		return s.start(ctx, req, false)
@@ -232,7 +242,7 @@ func (d *Deployer) Status(ctx context.Context) (Status, error) {
 
 func unfinished(r Record) error {
 	if r.State == Blocked {
-		return fmt.Errorf("%w: %s; `rebake deploy resume %s` tries again, `rebake deploy abort %s` goes back", ErrBlocked, r.Reason, r.Fleet, r.Fleet)
+		return fmt.Errorf("%w: %s; `rebake deploy resume %s` tries again, `rebake deploy abort %s` goes back, `rebake deploy --redeploy` gives it up for another image", ErrBlocked, r.Reason, r.Fleet, r.Fleet)
 	}
 	return fmt.Errorf("%w: %s to %s is in state %q; `rebake deploy resume %s` goes on, `rebake deploy abort %s` goes back",
 		ErrUnfinished, r.ID, name(r.New), r.State, r.Fleet, r.Fleet)
@@ -248,7 +258,11 @@ type session struct {
 }
 
 func (d *Deployer) session(ctx context.Context, f func(*session) (Result, error)) (res Result, err error) {
-	unlock, err := lock(d.Dir)
+	take := d.take
+	if take == nil {
+		take = lock
+	}
+	unlock, err := take(d.Dir)
 	if err != nil {
 		return res, err
 	}
@@ -271,7 +285,11 @@ func (d *Deployer) session(ctx context.Context, f func(*session) (Result, error)
 
 // start writes the plan of a new deployment and carries it out.
 func (s *session) start(ctx context.Context, req Request, rollback bool) (Result, error) {
-	if err := s.tend(ctx, true); err != nil { // the kept slot is needed
+	// The kept slot is needed. If the current image turns out bad just now, its
+	// deployment goes back to the old one, which this one then starts from.
+	if err := s.tend(ctx, true); errors.Is(err, ErrRolledBack) {
+		event.Warnf(ctx, "the last %v", err)
+	} else if err != nil {
 		return Result{}, err
 	}
 	o, err := s.observe(ctx)
@@ -358,6 +376,37 @@ func (s *session) unblock(ctx context.Context, r *Record) error {
 	next.Stopped, next.Sick, next.Flaps, next.Pending = "", time.Time{}, 0, nil
 	*r = next
 	return s.write(r, kindState, nil, nil)
+}
+
+// giveUp ends a blocked deployment where it is, so that a fix can be deployed:
+// the slot that serves better keeps serving, the other is cleared by the next plan.
+func (s *session) giveUp(ctx context.Context, r Record) error {
+	o, err := s.observe(ctx)
+	if err != nil {
+		return err
+	}
+	fresh := r.New.Group.Slot
+	before, after := able(o, fresh.Other()), able(o, fresh)
+	r.KeptNew = after > before || r.Old != nil && after == before && o.Router.Weights[fresh] > 500
+	r.Reason = "given up for another deployment: " + r.Reason
+	want := map[Slot]int{Blue: 0, Green: 0}
+	if r.KeptNew {
+		want = split(fresh, 1000)
+	} else if r.Old != nil {
+		want = split(fresh.Other(), 1000)
+	}
+	if !same(o.Router.Weights, want) {
+		r.Pending = want
+		if err := s.write(&r, kindIntent, &Action{Op: Weigh, Weights: want}, nil); err != nil {
+			return err
+		}
+		if err := s.Router.SetWeights(ctx, want); err != nil {
+			return err
+		}
+		r.Pending, r.Weights = nil, append(r.Weights, Change{Time: time.Now().UTC(), Weights: want})
+	}
+	r, _ = r.enter(RolledBack, time.Now(), 0)
+	return s.write(&r, kindState, nil, nil)
 }
 
 // sweep ends groups that no deployment knows, of slots that the router has empty.

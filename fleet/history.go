@@ -82,7 +82,7 @@ func (h History) Unfinished() *Record {
 func (h History) Current() *Release {
 	for i := len(h) - 1; i >= 0; i-- {
 		switch r := h[i]; {
-		case r.State == Baking || r.State.Proven():
+		case r.State == Baking || r.State.Proven() || r.KeptNew:
 			return &r.New
 		case r.Old != nil:
 			return r.Old

@@ -20,6 +20,9 @@ func Next(r Record, o Observation, p Policy, now time.Time) (Record, Action) {
 	}
 	switch r.State {
 	case Planned:
+		if want := at.restored(r); o.Router.Weights[r.New.Group.Slot] != 0 && able(o, r.New.Group.Slot) == 0 {
+			return r, Action{Op: Weigh, Weights: want} // somebody gave traffic to a slot where nobody serves
+		}
 		if act, busy := at.clearSlot(late); busy {
 			return r, act
 		}

@@ -156,6 +156,7 @@ type Progress struct {
 	Touched  bool           `json:"touched,omitempty"`  // traffic may have been sent to the new slot
 	Waived   string         `json:"waived,omitempty"`   // a safety margin that could not be kept, and why
 	Evidence string         `json:"evidence,omitempty"` // what the pool knows of the failed group
+	KeptNew  bool           `json:"kept_new,omitempty"` // given up while blocked, with the new slot serving
 }
 
 // Record is a deployment.
