@@ -153,7 +153,7 @@ func TestAKilledBuildLeavesNoMachineAndGCLeavesNothing(t *testing.T) {
 	if left := files(t, filepath.Join(w.home, "builds")); len(left) > 0 {
 		t.Errorf("left in builds/: %v", left)
 	}
-	if left := files(t, state.RunRoot()); len(left) > 0 {
+	if left := w.sockets(); len(left) > 0 {
 		t.Errorf("left in %s: %v", state.RunRoot(), left)
 	}
 	if out, _ := w.rebake(0, "gc"); !strings.Contains(out, "nothing to remove") {

@@ -13,10 +13,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/rebake/rebake/internal/state"
 	"github.com/rebake/rebake/test/tinyguest"
 )
 
@@ -57,11 +59,12 @@ func prepare(m *testing.M) (int, error) {
 type world struct {
 	t         *testing.T
 	home, dir string
+	before    []string // in the run directory, which all state directories share
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, home: t.TempDir(), dir: t.TempDir()}
+	w := &world{t: t, home: t.TempDir(), dir: t.TempDir(), before: files(t, state.RunRoot())}
 	t.Cleanup(func() {
 		w.nothingRuns()
 	})
@@ -167,6 +170,12 @@ func (w *world) nothingRuns() {
 		time.Sleep(50 * time.Millisecond)
 	}
 	w.t.Errorf("still running:\n%s", strings.Join(found, "\n"))
+}
+
+// sockets are the run directories that came since the world began.
+func (w *world) sockets() []string {
+	w.t.Helper()
+	return slices.DeleteFunc(files(w.t, state.RunRoot()), func(n string) bool { return slices.Contains(w.before, n) })
 }
 
 // files lists a directory's entries, none if it is not there.

@@ -141,7 +141,7 @@ func TestUpSwapsUnderLoadRefusesABrokenImageAndRollsBack(t *testing.T) {
 	if left := files(t, filepath.Join(w.home, "fleets")); len(left) > 0 {
 		t.Errorf("left in fleets/: %v", left)
 	}
-	if left := files(t, state.RunRoot()); len(left) > 0 {
+	if left := w.sockets(); len(left) > 0 {
 		t.Errorf("left in %s: %v", state.RunRoot(), left)
 	}
 }
