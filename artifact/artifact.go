@@ -71,7 +71,7 @@ type Extent struct {
 
 // Disk is a shut down machine's virtual disk, as a guest sees it.
 type Disk interface {
-	io.ReaderAt
+	io.ReaderAt // from many goroutines at once
 	Size() int64
 	// Extents covers [0,Size) in order, without gaps. Only when Parent is not
 	// empty may extents be Inherited.
@@ -87,10 +87,13 @@ type Disk interface {
 type Store interface {
 	// Write stores the disk's chunks and returns the digest of its chunk map.
 	// Nothing is visible until Register. added is compressed bytes that were new.
-	// progress may be nil; done and total are bytes of the virtual disk.
+	// progress may be nil; done and total are bytes of the virtual disk, done
+	// never falls and ends at total, and no two calls are at once.
 	Write(ctx context.Context, d Disk, progress func(done, total int64)) (content Digest, added int64, err error)
 	// Register makes an image visible as name:version and returns it with
-	// Digest set. ErrExists if that version is there with other content.
+	// Digest set (and DiskSize, if that was 0). The same image again is no
+	// error; ErrExists if that version is there with other content or metadata,
+	// or is a tag. It fails if any chunk of the content is gone.
 	Register(ctx context.Context, img Image) (Image, error)
 	// Resolve finds an image by name:version, name:tag, or name@digest
 	// (a unique digest prefix of ≥ 12 hex digits will do). ErrNotFound.
@@ -112,7 +115,8 @@ type Deleter interface {
 	// Remove unregisters an image with all its tags, or only a moving tag.
 	Remove(ctx context.Context, ref Ref) error
 	// Prune deletes blobs that no image needs and that are older than grace;
-	// keep lists content digests that must stay (caches, running fleets).
+	// keep lists content digests that must stay (caches, running fleets). It
+	// deletes nothing when it cannot tell what is needed.
 	Prune(ctx context.Context, grace time.Duration, keep []Digest) (freed int64, err error)
 }
 

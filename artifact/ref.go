@@ -5,13 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"strconv"
 	"strings"
-	"time"
 )
 
 // Ref names an image: name, name:version, name:tag or name@sha256:….
-// Names are [a-z0-9][a-z0-9._-]* with / between parts, at most 128 bytes; versions and tags
+// Names are lower-case letters and digits, with . _ - between them and / between
+// parts, at most 128 bytes; versions and tags
 // [A-Za-z0-9_][A-Za-z0-9._+-]{0,127}.
 type Ref struct {
 	Name   string
@@ -105,17 +104,4 @@ func (d Digest) Validate() error {
 		return fmt.Errorf("%.100q is no sha256 digest", string(d))
 	}
 	return nil
-}
-
-// NextSerial is the date serial after those in existing: 20261124.1, 20261124.2, …
-func NextSerial(existing []string, now time.Time) string {
-	day := now.UTC().Format("20060102")
-	last := 0
-	for _, v := range existing {
-		d, n, ok := strings.Cut(v, ".")
-		if k, err := strconv.Atoi(n); ok && d == day && err == nil && k > last {
-			last = k
-		}
-	}
-	return day + "." + strconv.Itoa(last+1)
 }

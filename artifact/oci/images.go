@@ -1,7 +1,6 @@
 package oci
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -28,6 +27,12 @@ func (s *Store) Register(ctx context.Context, img artifact.Image) (artifact.Imag
 	root, err := s.readMap(img.Content)
 	if err != nil {
 		return img, fmt.Errorf("register %s:%s: %w", img.Name, img.Version, err)
+	}
+	if img.DiskSize == 0 {
+		img.DiskSize = root.Size
+	}
+	if img.DiskSize != root.Size {
+		return img, fmt.Errorf("register %s:%s: its disk has %d bytes, not %d", img.Name, img.Version, root.Size, img.DiskSize)
 	}
 	var mani v1.Descriptor
 	// Under the lock, so that no Prune takes a blob between the look and the index.
@@ -227,15 +232,8 @@ func (s *Store) List(_ context.Context, name string) ([]artifact.Image, error) {
 		img.Tags = tagsOf(idx, img)
 		out = append(out, img)
 	}
-	slices.SortStableFunc(out, func(a, b artifact.Image) int {
-		return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(a.Name, b.Name), natural(b.Version, a.Version))
-	})
+	slices.SortStableFunc(out, artifact.NewestFirst)
 	return out, nil
-}
-
-// natural compares versions so that 20261124.10 comes after 20261124.9.
-func natural(a, b string) int {
-	return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b))
 }
 
 // Remove implements artifact.Deleter.

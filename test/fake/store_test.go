@@ -1,0 +1,13 @@
+package fake_test
+
+import (
+	"testing"
+
+	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/test/conformance"
+	"github.com/rebake/rebake/test/fake"
+)
+
+func TestStore(t *testing.T) {
+	conformance.Store(t, func(*testing.T) artifact.Store { return &fake.Store{} })
+}
