@@ -1,13 +1,12 @@
 package oci
 
 import (
-	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
-	"slices"
 
 	"github.com/klauspost/compress/zstd"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -20,6 +19,7 @@ const (
 	frameSize  = 1 << 20               // of raw bytes in one zstd frame, at most
 	packSize   = 64 << 20              // of compressed bytes in one pack, about
 	maxDisk    = 64 << 40
+	maxBlob    = 1 << 40
 )
 
 // rootMap is the JSON blob whose digest names a disk's content. Leaves of
@@ -105,32 +105,31 @@ const digestLen = len("sha256:") + 64
 const maxLeaf = 8 + (1<<16)*digestLen + leafChunks*entryBytes
 
 func decodeLeaf(raw []byte, index int) ([]entry, error) {
-	bad := func(what string) error { return fmt.Errorf("%w: chunk map: %s", artifact.ErrCorrupt, what) }
 	b, err := unpack(raw, maxLeaf)
 	if err != nil {
-		return nil, bad(err.Error())
+		return nil, err
 	}
 	le := binary.LittleEndian
 	if len(b) < 4 {
-		return nil, bad("cut off")
+		return nil, errors.New("it is cut off")
 	}
 	n := int(le.Uint32(b))
 	b = b[4:]
 	if n > 1<<16 || len(b) < n*digestLen+4 {
-		return nil, bad("its packs are cut off")
+		return nil, errors.New("its packs are cut off")
 	}
 	packs := make([]artifact.Digest, n)
 	for i := range packs {
 		packs[i] = artifact.Digest(b[:digestLen])
 		b = b[digestLen:]
 		if err := packs[i].Validate(); err != nil {
-			return nil, bad(err.Error())
+			return nil, err
 		}
 	}
 	count := int(le.Uint32(b))
 	b = b[4:]
 	if count > leafChunks || len(b) != count*entryBytes {
-		return nil, bad("its entries are cut off")
+		return nil, errors.New("its entries are cut off")
 	}
 	out := make([]entry, count)
 	last := int64(-1)
@@ -140,8 +139,8 @@ func decodeLeaf(raw []byte, index int) ([]entry, error) {
 		copy(e.sum[:], b[4:36])
 		e.offset, e.length, e.at = int64(le.Uint64(b[38:])), le.Uint32(b[46:]), b[50]
 		b = b[entryBytes:]
-		if c <= last || c >= leafChunks || p >= n || e.offset < 0 || e.length == 0 || e.length > 2*frameSize || int(e.at) >= frameSize/chunkSize {
-			return nil, bad("an entry is out of range")
+		if c <= last || c >= leafChunks || p >= n || e.offset < 0 || e.offset > maxBlob || e.length == 0 || e.length > 2*frameSize || int(e.at) >= frameSize/chunkSize {
+			return nil, errors.New("an entry is out of range")
 		}
 		last = c
 		e.chunk, e.pack = c+int64(index)*leafChunks, packs[p]
@@ -159,69 +158,92 @@ func unpack(raw []byte, limit int) ([]byte, error) {
 	return dec.DecodeAll(raw, nil)
 }
 
-// readMap reads and checks the root of a chunk map.
-func (s *Store) readMap(content artifact.Digest) (rootMap, error) {
-	var m rootMap
-	raw, err := s.blob(content)
-	if err != nil {
-		return m, err
-	}
-	d := json.NewDecoder(bytes.NewReader(raw))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&m); err != nil {
-		return m, fmt.Errorf("%w: chunk map %s: %w", artifact.ErrCorrupt, content, err)
-	}
-	return m, m.check()
+// diskMap is a root that was checked.
+type diskMap struct {
+	rootMap
+	sizes map[artifact.Digest]int64 // of packs
 }
 
-func (m rootMap) check() error {
-	bad := func(format string, a ...any) error {
-		return fmt.Errorf("%w: chunk map: "+format, append([]any{artifact.ErrCorrupt}, a...)...)
+// readMap reads and checks the root of a chunk map.
+func (s *Store) readMap(content artifact.Digest) (*diskMap, error) {
+	raw, err := s.blob(content)
+	if err != nil {
+		return nil, err
+	}
+	m, err := decodeRoot(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%w: chunk map %s: %w", artifact.ErrCorrupt, content, err)
+	}
+	return m, nil
+}
+
+func decodeRoot(raw []byte) (*diskMap, error) {
+	m := &diskMap{sizes: map[artifact.Digest]int64{}}
+	if err := json.Unmarshal(raw, &m.rootMap); err != nil {
+		return nil, err
 	}
 	if m.Format != 1 || m.Chunk != chunkSize {
-		return bad("format %d with %d byte chunks is not known to this version of rebake", m.Format, m.Chunk)
+		return nil, fmt.Errorf("format %d with %d byte chunks is not known to this version of rebake", m.Format, m.Chunk)
 	}
 	if m.Size < 0 || m.Size > maxDisk {
-		return bad("a disk of %d bytes", m.Size)
+		return nil, fmt.Errorf("a disk of %d bytes", m.Size)
 	}
 	last := -1
 	for _, l := range m.Leaves {
-		if l.Index <= last || int64(l.Index) > m.Size>>30 {
-			return bad("leaf %d is out of range", l.Index)
+		if l.Index <= last || int64(l.Index) > (m.Size-1)>>30 || l.Size <= 0 || l.Size > maxJSON {
+			return nil, fmt.Errorf("leaf %d is out of range", l.Index)
 		}
 		if err := l.Digest.Validate(); err != nil {
-			return bad("%v", err)
+			return nil, err
 		}
 		last = l.Index
 	}
 	for _, p := range m.Packs {
 		if err := p.Digest.Validate(); err != nil {
-			return bad("%v", err)
+			return nil, err
 		}
+		if _, twice := m.sizes[p.Digest]; twice || p.Size <= 0 || p.Size > maxBlob {
+			return nil, fmt.Errorf("pack %s of %d bytes", p.Digest, p.Size)
+		}
+		m.sizes[p.Digest] = p.Size
 	}
-	return nil
+	return m, nil
+}
+
+// blobs are the leaves and packs of a map.
+func (m *diskMap) blobs() []artifact.Digest {
+	var out []artifact.Digest
+	for _, l := range m.Leaves {
+		out = append(out, l.Digest)
+	}
+	for _, p := range m.Packs {
+		out = append(out, p.Digest)
+	}
+	return out
 }
 
 // entries reads one leaf; each entry is inside the disk and in a pack of the map.
-func (s *Store) entries(m rootMap, l leafRef) ([]entry, error) {
+func (s *Store) entries(m *diskMap, l leafRef) ([]entry, error) {
 	raw, err := s.blob(l.Digest)
 	if err != nil {
 		return nil, err
 	}
 	es, err := decodeLeaf(raw, l.Index)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: chunk map: leaf %s: %w", artifact.ErrCorrupt, l.Digest, err)
 	}
-	size := map[artifact.Digest]int64{}
-	for _, p := range m.Packs {
-		size[p.Digest] = p.Size
-	}
-	for _, e := range es {
-		if n, ok := size[e.pack]; !ok || e.offset+int64(e.length) > n || e.chunk*chunkSize >= m.Size {
-			return nil, fmt.Errorf("%w: chunk map: chunk %d is outside of its pack or disk", artifact.ErrCorrupt, e.chunk)
+	return es, m.holds(es)
+}
+
+// holds checks that entries of a leaf fit the map.
+func (m *diskMap) holds(es []entry) error {
+	for i := range es {
+		e := &es[i]
+		if n, ok := m.sizes[e.pack]; !ok || e.offset+int64(e.length) > n || e.chunk*chunkSize >= m.Size {
+			return fmt.Errorf("%w: chunk map: chunk %d is outside of its pack or disk", artifact.ErrCorrupt, e.chunk)
 		}
 	}
-	return es, nil
+	return nil
 }
 
 func (s *Store) blobSize(d artifact.Digest) (int64, error) {
@@ -230,52 +252,21 @@ func (s *Store) blobSize(d artifact.Digest) (int64, error) {
 		return 0, err
 	}
 	st, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, fmt.Errorf("%w: blob %s is missing", artifact.ErrCorrupt, d)
+	}
 	if err != nil {
-		return 0, fmt.Errorf("%w: blob %s: %w", artifact.ErrCorrupt, d, err)
+		return 0, err
 	}
 	return st.Size(), nil
 }
 
-// writeMap stores a disk's map. A leaf whose entries are another map's is that blob.
-func (s *Store) writeMap(size int64, entries []entry) (artifact.Digest, int64, error) {
-	m := rootMap{Format: 1, Size: size, Chunk: chunkSize, Leaves: []leafRef{}, Packs: []packRef{}}
-	var added int64
-	seen := map[artifact.Digest]bool{}
-	for len(entries) > 0 {
-		index := int(entries[0].chunk / leafChunks)
-		n := slices.IndexFunc(entries, func(e entry) bool { return int(e.chunk/leafChunks) != index })
-		if n < 0 {
-			n = len(entries)
-		}
-		for _, e := range entries[:n] {
-			if seen[e.pack] {
-				continue
-			}
-			seen[e.pack] = true
-			size, err := s.blobSize(e.pack)
-			if err != nil {
-				return "", 0, err
-			}
-			m.Packs = append(m.Packs, packRef{e.pack, size})
-		}
-		raw, err := encodeLeaf(entries[:n])
-		if err != nil {
-			return "", 0, err
-		}
-		desc, isNew, err := s.putBlob(typeLeaf, raw)
-		if err != nil {
-			return "", 0, err
-		}
-		added += newBytes(desc, isNew)
-		m.Leaves = append(m.Leaves, leafRef{index, artifact.Digest(desc.Digest), desc.Size})
-		entries = entries[n:]
-	}
+func (s *Store) putRoot(m rootMap) (v1.Descriptor, bool, error) {
 	raw, err := json.Marshal(m)
 	if err != nil {
-		return "", 0, err
+		return v1.Descriptor{}, false, err
 	}
-	desc, isNew, err := s.putBlob(typeMap, raw)
-	return artifact.Digest(desc.Digest), added + newBytes(desc, isNew), err
+	return s.putBlob(typeMap, raw)
 }
 
 func newBytes(d v1.Descriptor, isNew bool) int64 {

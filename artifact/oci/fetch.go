@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -13,8 +14,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
-	"time"
 
 	"github.com/klauspost/compress/zstd"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -22,7 +21,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Fetch implements artifact.Store.
+// Fetch implements artifact.Store. What a killed Fetch left in the same
+// directory is removed.
 func (s *Store) Fetch(ctx context.Context, content artifact.Digest, path string, progress func(done, total int64)) error {
 	m, err := s.readMap(content)
 	if err != nil {
@@ -31,18 +31,19 @@ func (s *Store) Fetch(ctx context.Context, content artifact.Digest, path string,
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".fetch-*")
+	if _, err := RemoveDead(filepath.Dir(path)); err != nil {
+		return err
+	}
+	f, err := newTemp(filepath.Dir(path))
 	if err != nil {
 		return err
 	}
-	err = f.Truncate(m.Size)
-	if err == nil {
+	if err = f.Truncate(m.Size); err != nil {
+		err = fmt.Errorf("make a disk of %d bytes: %w", m.Size, err)
+	} else {
 		err = s.frames(ctx, m, progress, func(chunk int64, raw []byte) error {
 			at := chunk * chunkSize
-			if rest := m.Size - at; rest < int64(len(raw)) {
-				raw = raw[:rest]
-			}
-			_, err := f.WriteAt(raw, at)
+			_, err := f.WriteAt(raw[:min(chunkSize, m.Size-at)], at)
 			return err
 		})
 	}
@@ -59,9 +60,19 @@ func (s *Store) Verify(ctx context.Context, img artifact.Image, progress func(do
 	if err != nil {
 		return err
 	}
+	if _, err := s.image(img.Digest); err != nil { // and its config
+		return err
+	}
+	layers := map[artifact.Digest]bool{}
 	for _, l := range mani.Layers {
 		if err := s.rehash(ctx, l); err != nil {
 			return err
+		}
+		layers[artifact.Digest(l.Digest)] = true
+	}
+	for _, d := range append(m.blobs(), img.Content) {
+		if !layers[d] {
+			return fmt.Errorf("%w: the manifest %s does not list blob %s, which the disk needs", artifact.ErrCorrupt, img.Digest, d)
 		}
 	}
 	return s.frames(ctx, m, progress, func(int64, []byte) error { return nil })
@@ -73,8 +84,11 @@ func (s *Store) rehash(ctx context.Context, l v1.Descriptor) error {
 		return err
 	}
 	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: blob %s is missing", artifact.ErrCorrupt, l.Digest)
+	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", artifact.ErrCorrupt, err)
+		return err
 	}
 	defer f.Close()
 	h := sha256.New()
@@ -83,36 +97,48 @@ func (s *Store) rehash(ctx context.Context, l v1.Descriptor) error {
 		return err
 	}
 	if n != l.Size || fmt.Sprintf("%x", h.Sum(nil)) != artifact.Digest(l.Digest).Hex() {
-		return fmt.Errorf("%w: blob %s", artifact.ErrCorrupt, l.Digest)
+		return fmt.Errorf("%w: blob %s, %d bytes", artifact.ErrCorrupt, l.Digest, n)
 	}
 	return ctx.Err()
 }
 
-// frames decodes each frame that the map needs once, in parallel, checks its
-// chunks and hands them to each (from many goroutines).
-func (s *Store) frames(ctx context.Context, m rootMap, progress func(done, total int64), each func(chunk int64, raw []byte) error) error {
-	if progress == nil {
-		progress = func(int64, int64) {}
+// meter tells progress, one call at a time.
+type meter struct {
+	mu          sync.Mutex
+	done, total int64
+	tell        func(done, total int64)
+}
+
+func (p *meter) add(n int64) {
+	if p.tell == nil {
+		return
 	}
-	var done atomic.Int64
-	packs := &packFiles{s: s, open: map[artifact.Digest]*os.File{}}
-	defer packs.close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.done = min(p.done+n, p.total)
+	p.tell(p.done, p.total)
+}
+
+// frames decodes the frames that a map needs, in parallel, checks its chunks
+// and hands them to each (from many goroutines). A frame is read once for each
+// leaf that needs it.
+func (s *Store) frames(ctx context.Context, m *diskMap, progress func(done, total int64), each func(chunk int64, raw []byte) error) error {
+	meter := &meter{total: m.Size, tell: progress}
 	g, ctx := errgroup.WithContext(ctx)
 	work := make(chan []entry)
-	for range max(1, runtime.GOMAXPROCS(0)) {
+	for range min(max(1, runtime.GOMAXPROCS(0)), maxWorkers) {
 		g.Go(func() error {
-			dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(frameSize), zstd.WithDecoderMaxWindow(8<<20))
+			dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(frameSize), zstd.WithDecoderMaxWindow(frameSize))
 			if err != nil {
 				return err
 			}
 			defer dec.Close()
 			var packed, raw []byte
 			for es := range work {
-				if packed, raw, err = packs.frame(dec, es, packed, raw, each); err != nil {
+				if packed, raw, err = s.frame(dec, es, packed, raw, each); err != nil {
 					return err
 				}
-				n := done.Add(int64(len(es)) * chunkSize)
-				progress(min(n, m.Size), m.Size)
+				meter.add(int64(len(es)) * chunkSize)
 			}
 			return nil
 		})
@@ -125,19 +151,11 @@ func (s *Store) frames(ctx context.Context, m rootMap, progress func(done, total
 				return err
 			}
 			slices.SortFunc(es, func(a, b entry) int {
-				if c := strings.Compare(string(a.pack), string(b.pack)); c != 0 {
-					return c
-				}
-				return int(a.offset - b.offset)
+				return cmp.Or(strings.Compare(string(a.pack), string(b.pack)), cmp.Compare(a.offset, b.offset), cmp.Compare(a.length, b.length))
 			})
-			for _, e := range es {
-				if err := packs.opened(e.pack); err != nil {
-					return err
-				}
-			}
 			for len(es) > 0 {
 				n := 1
-				for n < len(es) && es[n].pack == es[0].pack && es[n].offset == es[0].offset {
+				for n < len(es) && es[n].pack == es[0].pack && es[n].offset == es[0].offset && es[n].length == es[0].length {
 					n++
 				}
 				select {
@@ -153,146 +171,50 @@ func (s *Store) frames(ctx context.Context, m rootMap, progress func(done, total
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	progress(m.Size, m.Size)
+	meter.add(m.Size)
 	return nil
 }
 
-// packFiles are the packs that a map needs, each opened once. Files are added
-// by the one feeder and read by many workers, which see those sent before.
-type packFiles struct {
-	s    *Store
-	open map[artifact.Digest]*os.File
-	last artifact.Digest
-	mu   sync.Mutex
-}
-
-func (p *packFiles) opened(d artifact.Digest) error {
-	if d == p.last {
-		return nil
+// frame reads one frame, of at most frameSize once decoded, and hands on those
+// of its chunks that es names, if they are what es says. The pack is opened
+// anew: a disk may have more packs than a process may have files.
+func (s *Store) frame(dec *zstd.Decoder, es []entry, packed, raw []byte, each func(int64, []byte) error) ([]byte, []byte, error) {
+	bad := func(format string, a ...any) ([]byte, []byte, error) {
+		return packed, raw, fmt.Errorf("%w: pack %s at %d: "+format, append([]any{artifact.ErrCorrupt, es[0].pack, es[0].offset}, a...)...)
 	}
-	p.last = d
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.open[d] != nil {
-		return nil
-	}
-	path, err := p.s.blobPath(d)
+	path, err := s.blobPath(es[0].pack)
 	if err != nil {
-		return err
+		return packed, raw, err
 	}
 	f, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("%w: %w", artifact.ErrCorrupt, err)
+	if errors.Is(err, fs.ErrNotExist) {
+		return bad("the blob is missing")
 	}
-	p.open[d] = f
-	return nil
-}
-
-func (p *packFiles) frame(dec *zstd.Decoder, es []entry, packed, raw []byte, each func(int64, []byte) error) ([]byte, []byte, error) {
-	p.mu.Lock()
-	f := p.open[es[0].pack]
-	p.mu.Unlock()
+	if err != nil {
+		return packed, raw, err
+	}
+	defer f.Close()
 	packed = slices.Grow(packed[:0], int(es[0].length))[:es[0].length]
-	if _, err := f.ReadAt(packed, es[0].offset); err != nil {
-		return packed, raw, fmt.Errorf("%w: pack %s: %w", artifact.ErrCorrupt, es[0].pack, err)
+	if _, err := f.ReadAt(packed, es[0].offset); errors.Is(err, io.EOF) {
+		return bad("the blob ends before its frame")
+	} else if err != nil {
+		return packed, raw, err
 	}
-	raw, err := dec.DecodeAll(packed, raw[:0])
-	if err != nil {
-		return packed, raw, fmt.Errorf("%w: pack %s at %d: %w", artifact.ErrCorrupt, es[0].pack, es[0].offset, err)
+	if raw, err = dec.DecodeAll(packed, raw[:0]); err != nil {
+		return bad("%w", err)
 	}
 	for _, e := range es {
 		from := int(e.at) * chunkSize
 		if from+chunkSize > len(raw) {
-			return packed, raw, fmt.Errorf("%w: chunk %d is not in its frame", artifact.ErrCorrupt, e.chunk)
+			return bad("chunk %d is not in its frame", e.chunk)
 		}
 		c := raw[from : from+chunkSize]
 		if sha256.Sum256(c) != e.sum {
-			return packed, raw, fmt.Errorf("%w: chunk %d", artifact.ErrCorrupt, e.chunk)
+			return bad("chunk %d has other bytes", e.chunk)
 		}
 		if err := each(e.chunk, c); err != nil {
 			return packed, raw, err
 		}
 	}
 	return packed, raw, nil
-}
-
-func (p *packFiles) close() {
-	for _, f := range p.open {
-		f.Close()
-	}
-}
-
-// Prune implements artifact.Deleter.
-func (s *Store) Prune(ctx context.Context, grace time.Duration, keep []artifact.Digest) (freed int64, err error) {
-	unlock, err := s.lock(ctx)
-	if err != nil {
-		return 0, err
-	}
-	defer unlock()
-	needed, err := s.mark(keep)
-	if err != nil {
-		return 0, fmt.Errorf("nothing was deleted: %w", err)
-	}
-	dir := filepath.Join(s.dir, "blobs", "sha256")
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return 0, err
-	}
-	for _, e := range entries {
-		st, err := e.Info()
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return freed, err
-		}
-		if needed[artifact.Digest("sha256:"+e.Name())] || time.Since(st.ModTime()) < grace || ctx.Err() != nil {
-			continue
-		}
-		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return freed, err
-		}
-		freed += st.Size()
-	}
-	return freed, ctx.Err()
-}
-
-// mark is every blob that an image or a kept content needs.
-func (s *Store) mark(keep []artifact.Digest) (map[artifact.Digest]bool, error) {
-	needed := map[artifact.Digest]bool{}
-	content := func(d artifact.Digest) error {
-		m, err := s.readMap(d)
-		if err != nil {
-			return err
-		}
-		needed[d] = true
-		for _, l := range m.Leaves {
-			needed[l.Digest] = true
-		}
-		for _, p := range m.Packs {
-			needed[p.Digest] = true
-		}
-		return nil
-	}
-	idx, err := s.index()
-	if err != nil {
-		return nil, err
-	}
-	for _, d := range idx.Manifests {
-		m, err := s.manifest(artifact.Digest(d.Digest))
-		if err != nil {
-			return nil, err
-		}
-		needed[artifact.Digest(d.Digest)] = true
-		needed[artifact.Digest(m.Config.Digest)] = true
-		for _, l := range m.Layers {
-			needed[artifact.Digest(l.Digest)] = true
-		}
-	}
-	for _, d := range keep {
-		if err := content(d); err != nil {
-			return nil, err
-		}
-	}
-	return needed, nil
 }

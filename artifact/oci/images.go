@@ -2,7 +2,10 @@ package oci
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,7 +16,30 @@ import (
 	"github.com/rebake/rebake/artifact"
 )
 
-func ociDigest(d artifact.Digest) digest.Digest { return digest.Digest(d) }
+// An entry of the index is a version or a tag of ours, or, without the
+// annotation, something that others put there, which is kept and not shown.
+const (
+	annotationKind = "dev.rebake.kind"
+	kindVersion    = "version"
+	kindTag        = "tag"
+)
+
+func kind(d v1.Descriptor) string { return d.Annotations[annotationKind] }
+
+// named is the name:version or name:tag of an entry of ours, "" of others.
+func named(d v1.Descriptor) string {
+	if k := kind(d); k == kindVersion || k == kindTag {
+		return d.Annotations[v1.AnnotationRefName]
+	}
+	return ""
+}
+
+// put points ref at the manifest, replacing what it pointed at.
+func put(idx *v1.Index, d v1.Descriptor, ref, kind string) {
+	d.Annotations = map[string]string{v1.AnnotationRefName: ref, annotationKind: kind}
+	idx.Manifests = slices.DeleteFunc(idx.Manifests, func(have v1.Descriptor) bool { return named(have) == ref })
+	idx.Manifests = append(idx.Manifests, d)
+}
 
 // Register implements artifact.Store.
 func (s *Store) Register(ctx context.Context, img artifact.Image) (artifact.Image, error) {
@@ -23,87 +49,84 @@ func (s *Store) Register(ctx context.Context, img artifact.Image) (artifact.Imag
 	if err := artifact.CheckTag(img.Version); err != nil {
 		return img, err
 	}
+	ref := img.Name + ":" + img.Version
 	img.Digest, img.Tags = "", nil
 	root, err := s.readMap(img.Content)
 	if err != nil {
-		return img, fmt.Errorf("register %s:%s: %w", img.Name, img.Version, err)
+		return img, fmt.Errorf("register %s: %w", ref, err)
 	}
 	if img.DiskSize == 0 {
 		img.DiskSize = root.Size
 	}
 	if img.DiskSize != root.Size {
-		return img, fmt.Errorf("register %s:%s: its disk has %d bytes, not %d", img.Name, img.Version, root.Size, img.DiskSize)
+		return img, fmt.Errorf("register %s: its disk has %d bytes, not %d", ref, root.Size, img.DiskSize)
 	}
-	var mani v1.Descriptor
+	config, err := json.Marshal(img)
+	if err != nil {
+		return img, err
+	}
 	// Under the lock, so that no Prune takes a blob between the look and the index.
 	err = s.change(ctx, func(idx *v1.Index) error {
 		layers, err := s.layers(img.Content, root)
 		if err != nil {
-			return err
+			return fmt.Errorf("register %s: %w", ref, err)
 		}
-		cfg, err := json.Marshal(img)
-		if err != nil {
-			return err
-		}
-		cdesc, _, err := s.putBlob(typeConfig, cfg)
-		if err != nil {
-			return err
-		}
-		m, err := json.Marshal(v1.Manifest{
+		mani, err := json.Marshal(v1.Manifest{
 			Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest,
-			ArtifactType: typeArtifact, Config: cdesc, Layers: layers,
+			ArtifactType: typeArtifact, Config: describe(typeConfig, config), Layers: layers,
 		})
 		if err != nil {
 			return err
 		}
-		if mani, _, err = s.putBlob(v1.MediaTypeImageManifest, m); err != nil {
-			return err
-		}
-		mani.ArtifactType = typeArtifact
-		ref := img.Name + ":" + img.Version
+		desc := describe(v1.MediaTypeImageManifest, mani)
+		desc.ArtifactType = typeArtifact
 		for _, have := range idx.Manifests {
-			if have.Annotations[v1.AnnotationRefName] == ref && (have.Digest != mani.Digest || isTag(have)) {
+			if named(have) == ref && (have.Digest != desc.Digest || kind(have) != kindVersion) {
 				return fmt.Errorf("%s: %w", ref, artifact.ErrExists)
 			}
 		}
-		put(idx, mani, ref, "version")
+		for t, b := range map[string][]byte{typeConfig: config, desc.MediaType: mani} {
+			if _, _, err := s.putBlob(t, b); err != nil {
+				return err
+			}
+		}
+		put(idx, desc, ref, kindVersion)
+		img.Digest = artifact.Digest(desc.Digest)
 		return nil
 	})
-	img.Digest = artifact.Digest(mani.Digest)
 	return img, err
 }
 
-// layers are all blobs that an image needs, each of which must be there.
-func (s *Store) layers(content artifact.Digest, root rootMap) ([]v1.Descriptor, error) {
+func describe(mediaType string, b []byte) v1.Descriptor {
+	sum := sha256.Sum256(b)
+	return descriptor(mediaType, artifact.Digest("sha256:"+hex.EncodeToString(sum[:])), int64(len(b)))
+}
+
+func descriptor(mediaType string, d artifact.Digest, n int64) v1.Descriptor {
+	return v1.Descriptor{MediaType: mediaType, Digest: digest.Digest(d), Size: n}
+}
+
+// layers are all blobs that an image needs, each of which must be there whole.
+func (s *Store) layers(content artifact.Digest, root *diskMap) ([]v1.Descriptor, error) {
 	n, err := s.blobSize(content)
 	if err != nil {
 		return nil, err
 	}
 	layers := []v1.Descriptor{descriptor(typeMap, content, n)}
 	for _, l := range root.Leaves {
-		if _, err := s.blobSize(l.Digest); err != nil {
-			return nil, err
-		}
 		layers = append(layers, descriptor(typeLeaf, l.Digest, l.Size))
 	}
 	for _, p := range root.Packs {
-		if _, err := s.blobSize(p.Digest); err != nil {
-			return nil, err
-		}
 		layers = append(layers, descriptor(typePack, p.Digest, p.Size))
 	}
+	for _, l := range layers {
+		if n, err := s.blobSize(artifact.Digest(l.Digest)); err != nil {
+			return nil, err
+		} else if n != l.Size {
+			return nil, fmt.Errorf("%w: blob %s has %d bytes, not %d", artifact.ErrCorrupt, l.Digest, n, l.Size)
+		}
+	}
 	return layers, nil
-}
-
-func isTag(d v1.Descriptor) bool { return d.Annotations[annotationKind] == "tag" }
-
-// put points ref at the manifest, replacing what it pointed at.
-func put(idx *v1.Index, d v1.Descriptor, ref, kind string) {
-	d.Annotations = map[string]string{v1.AnnotationRefName: ref, annotationKind: kind}
-	idx.Manifests = slices.DeleteFunc(idx.Manifests, func(have v1.Descriptor) bool {
-		return have.Annotations[v1.AnnotationRefName] == ref
-	})
-	idx.Manifests = append(idx.Manifests, d)
 }
 
 // Tag implements artifact.Store.
@@ -115,36 +138,60 @@ func (s *Store) Tag(ctx context.Context, name, tag string, d artifact.Digest) er
 		ref := name + ":" + tag
 		var to *v1.Descriptor
 		for i, m := range idx.Manifests {
-			switch r := m.Annotations[v1.AnnotationRefName]; {
-			case r == ref && !isTag(m):
+			n, _ := cutRef(named(m))
+			switch {
+			case named(m) == ref && kind(m) == kindVersion:
 				return fmt.Errorf("%s is a version, which never moves: %w", ref, artifact.ErrExists)
-			case !isTag(m) && strings.HasPrefix(r, name+":") && artifact.Digest(m.Digest) == d:
+			case kind(m) == kindVersion && n == name && artifact.Digest(m.Digest) == d:
 				to = &idx.Manifests[i]
 			}
 		}
 		if to == nil {
 			return fmt.Errorf("%s@%s: %w", name, d, artifact.ErrNotFound)
 		}
-		put(idx, *to, ref, "tag")
+		put(idx, *to, ref, kindTag)
 		return nil
 	})
 }
 
-// Resolve implements artifact.Store.
-func (s *Store) Resolve(_ context.Context, ref artifact.Ref) (artifact.Image, error) {
-	idx, err := s.index()
-	if err != nil {
-		return artifact.Image{}, err
+// read hands the index to look. If look finds damage while another process
+// changed the index, it looks again: what it missed may have been removed.
+func (s *Store) read(look func(v1.Index) error) error {
+	for {
+		idx, err := s.index()
+		if err != nil {
+			return err
+		}
+		if err = look(idx); !errors.Is(err, artifact.ErrCorrupt) {
+			return err
+		}
+		now, ierr := s.index()
+		if ierr != nil {
+			return ierr
+		}
+		if slices.EqualFunc(idx.Manifests, now.Manifests, func(a, b v1.Descriptor) bool { return a.Digest == b.Digest && named(a) == named(b) }) {
+			return err
+		}
 	}
-	var found []v1.Descriptor
+}
+
+// Resolve implements artifact.Store.
+func (s *Store) Resolve(_ context.Context, ref artifact.Ref) (img artifact.Image, err error) {
+	err = s.read(func(idx v1.Index) error {
+		img, err = s.resolve(idx, ref)
+		return err
+	})
+	return img, err
+}
+
+func (s *Store) resolve(idx v1.Index, ref artifact.Ref) (artifact.Image, error) {
+	var found []artifact.Digest
 	for _, m := range idx.Manifests {
-		r := m.Annotations[v1.AnnotationRefName]
-		name, _ := cutRef(r)
-		if ref.Digest == "" && r == ref.Name+":"+ref.Tag ||
-			ref.Digest != "" && name == ref.Name && strings.HasPrefix(string(m.Digest), string(ref.Digest)) {
-			if !slices.ContainsFunc(found, func(f v1.Descriptor) bool { return f.Digest == m.Digest }) {
-				found = append(found, m)
-			}
+		name, _ := cutRef(named(m))
+		if name != "" && (ref.Digest == "" && named(m) == ref.Name+":"+ref.Tag ||
+			ref.Digest != "" && name == ref.Name && strings.HasPrefix(string(m.Digest), string(ref.Digest))) &&
+			!slices.Contains(found, artifact.Digest(m.Digest)) {
+			found = append(found, artifact.Digest(m.Digest))
 		}
 	}
 	switch {
@@ -153,9 +200,9 @@ func (s *Store) Resolve(_ context.Context, ref artifact.Ref) (artifact.Image, er
 	case len(found) > 1:
 		return artifact.Image{}, fmt.Errorf("%s names %d images: give more digits", ref, len(found))
 	}
-	img, err := s.image(artifact.Digest(found[0].Digest))
+	img, err := s.image(found[0])
 	if err != nil {
-		return img, err
+		return artifact.Image{}, err
 	}
 	img.Tags = tagsOf(idx, img)
 	return img, nil
@@ -172,7 +219,7 @@ func cutRef(r string) (name, tag string) {
 func tagsOf(idx v1.Index, img artifact.Image) []string {
 	var tags []string
 	for _, m := range idx.Manifests {
-		if name, tag := cutRef(m.Annotations[v1.AnnotationRefName]); isTag(m) && name == img.Name && artifact.Digest(m.Digest) == img.Digest {
+		if name, tag := cutRef(named(m)); kind(m) == kindTag && name == img.Name && artifact.Digest(m.Digest) == img.Digest {
 			tags = append(tags, tag)
 		}
 	}
@@ -194,7 +241,7 @@ func (s *Store) image(d artifact.Digest) (artifact.Image, error) {
 	if err := json.Unmarshal(cfg, &img); err != nil {
 		return img, fmt.Errorf("%w: config of %s: %w", artifact.ErrCorrupt, d, err)
 	}
-	img.Digest = d
+	img.Digest, img.Tags = d, nil
 	return img, nil
 }
 
@@ -214,47 +261,68 @@ func (s *Store) manifest(d artifact.Digest) (v1.Manifest, error) {
 }
 
 // List implements artifact.Lister.
-func (s *Store) List(_ context.Context, name string) ([]artifact.Image, error) {
+func (s *Store) List(_ context.Context, name string) (out []artifact.Image, err error) {
+	err = s.read(func(idx v1.Index) error {
+		out = nil
+		for _, m := range idx.Manifests {
+			if n, _ := cutRef(named(m)); kind(m) != kindVersion || name != "" && n != name {
+				continue
+			}
+			img, err := s.image(artifact.Digest(m.Digest))
+			if err != nil {
+				return fmt.Errorf("%s: %w", named(m), err)
+			}
+			img.Tags = tagsOf(idx, img)
+			out = append(out, img)
+		}
+		return nil
+	})
+	slices.SortStableFunc(out, artifact.NewestFirst)
+	return out, err
+}
+
+// contents are the contents of all images that can be read, newest first.
+func (s *Store) contents() ([]artifact.Digest, error) {
 	idx, err := s.index()
 	if err != nil {
 		return nil, err
 	}
-	var out []artifact.Image
+	var images []artifact.Image
 	for _, m := range idx.Manifests {
-		n, _ := cutRef(m.Annotations[v1.AnnotationRefName])
-		if isTag(m) || name != "" && n != name {
+		if kind(m) != kindVersion {
 			continue
 		}
 		img, err := s.image(artifact.Digest(m.Digest))
+		if errors.Is(err, artifact.ErrCorrupt) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
-		img.Tags = tagsOf(idx, img)
-		out = append(out, img)
+		images = append(images, img)
 	}
-	slices.SortStableFunc(out, artifact.NewestFirst)
+	slices.SortStableFunc(images, artifact.NewestFirst)
+	var out []artifact.Digest
+	for _, img := range images {
+		out = append(out, img.Content)
+	}
 	return out, nil
 }
 
 // Remove implements artifact.Deleter.
 func (s *Store) Remove(ctx context.Context, ref artifact.Ref) error {
-	img, err := s.Resolve(ctx, ref)
-	if err != nil {
-		return err
-	}
 	return s.change(ctx, func(idx *v1.Index) error {
-		n := len(idx.Manifests)
+		img, err := s.resolve(*idx, ref)
+		if err != nil {
+			return err
+		}
 		idx.Manifests = slices.DeleteFunc(idx.Manifests, func(m v1.Descriptor) bool {
-			r := m.Annotations[v1.AnnotationRefName]
 			if ref.Digest == "" && ref.Tag != img.Version {
-				return isTag(m) && r == ref.String()
+				return kind(m) == kindTag && named(m) == ref.String()
 			}
-			name, _ := cutRef(r)
+			name, _ := cutRef(named(m))
 			return name == img.Name && artifact.Digest(m.Digest) == img.Digest
 		})
-		if len(idx.Manifests) == n {
-			return fmt.Errorf("%s: %w", ref, artifact.ErrNotFound)
-		}
 		return nil
 	})
 }

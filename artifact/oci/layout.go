@@ -33,9 +33,7 @@ const (
 	typeMap      = "application/vnd.rebake.disk.map.v1+json"
 	typeLeaf     = "application/vnd.rebake.disk.leaf.v1+zstd"
 
-	annotationKind = "dev.rebake.kind" // version or tag
-
-	maxJSON = 64 << 20 // bytes of any index, manifest or map
+	maxJSON = 64 << 20 // bytes of any manifest or map
 )
 
 // Store is an OCI layout. It is safe for many goroutines and processes.
@@ -66,8 +64,10 @@ func (s *Store) blobPath(d artifact.Digest) (string, error) {
 	if err := d.Validate(); err != nil {
 		return "", fmt.Errorf("%w: %w", artifact.ErrCorrupt, err)
 	}
-	return filepath.Join(s.dir, "blobs", "sha256", d.Hex()), nil
+	return filepath.Join(s.blobDir(), d.Hex()), nil
 }
+
+func (s *Store) blobDir() string { return filepath.Join(s.dir, "blobs", "sha256") }
 
 func (s *Store) indexPath() string { return filepath.Join(s.dir, v1.ImageIndexFile) }
 
@@ -119,35 +119,12 @@ func (s *Store) lock(ctx context.Context) (func(), error) {
 
 // replaceFile writes path anew, all or nothing, also after a power cut.
 func replaceFile(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	f, err := newTemp(filepath.Dir(path))
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(data)
 	return finishFile(f, path, err)
-}
-
-// finishFile closes a temporary file and gives it its name, or removes it.
-func finishFile(f *os.File, path string, err error) error {
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // blobWriter writes a blob whose digest is known at its end.
@@ -159,7 +136,7 @@ type blobWriter struct {
 }
 
 func (s *Store) newBlob() (*blobWriter, error) {
-	f, err := os.CreateTemp(filepath.Join(s.dir, "blobs", "sha256"), ".tmp-*")
+	f, err := newTemp(s.blobDir())
 	if err != nil {
 		return nil, err
 	}
@@ -173,24 +150,31 @@ func (w *blobWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// abort forgets the blob; what cannot be removed now, Prune removes later.
+func (w *blobWriter) digest() artifact.Digest {
+	return artifact.Digest("sha256:" + hex.EncodeToString(w.h.Sum(nil)))
+}
+
+// abort forgets the blob; what cannot be removed now, Clean removes later.
 func (w *blobWriter) abort() {
-	w.f.Close()
 	_ = os.Remove(w.f.Name())
+	w.f.Close()
 }
 
 // commit gives the blob its name. added is false if the store had it.
 func (w *blobWriter) commit(mediaType string) (desc v1.Descriptor, added bool, err error) {
-	d := artifact.Digest("sha256:" + hex.EncodeToString(w.h.Sum(nil)))
+	d := w.digest()
 	path, err := w.s.blobPath(d)
 	if err != nil {
+		w.abort()
 		return desc, false, err
 	}
 	desc = descriptor(mediaType, d, w.n)
-	if _, err := os.Stat(path); err == nil {
-		now := time.Now()
-		w.abort()
-		return desc, false, os.Chtimes(path, now, now) // young again: Prune's grace protects it
+	if st, err := os.Stat(path); err == nil && st.Size() == w.n {
+		now := time.Now() // young again: Prune's grace protects it, or has taken it
+		if err := os.Chtimes(path, now, now); !errors.Is(err, fs.ErrNotExist) {
+			w.abort()
+			return desc, false, err
+		}
 	}
 	return desc, true, finishFile(w.f, path, nil)
 }
@@ -232,8 +216,4 @@ func (s *Store) blob(d artifact.Digest) ([]byte, error) {
 		return nil, fmt.Errorf("%w: blob %s", artifact.ErrCorrupt, d)
 	}
 	return b, nil
-}
-
-func descriptor(mediaType string, d artifact.Digest, n int64) v1.Descriptor {
-	return v1.Descriptor{MediaType: mediaType, Digest: ociDigest(d), Size: n}
 }

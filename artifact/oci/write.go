@@ -1,370 +1,430 @@
 package oci
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"runtime"
 	"slices"
-	"time"
+	"sync/atomic"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/rebake/rebake/artifact"
 	"golang.org/x/sync/errgroup"
 )
 
-// Write implements artifact.Store. Bytes flow through three stages: one reader
-// of extents, workers that hash and compress, one packer in the disk's order.
-// At most a few frames for each core are in memory.
+const (
+	batchChunks = frameSize / chunkSize
+	maxWorkers  = 8 // more would take more memory than they save time
+	// packChunks bounds how many entries wait for their pack's digest, when
+	// chunks compress to almost nothing.
+	packChunks = 4 * leafChunks
+)
+
+// Write implements artifact.Store. Batches of chunks flow in the disk's order
+// through planning, reading and hashing (in parallel), the question which of
+// them are new, compressing (in parallel), and packing. The same disk written
+// to the same store gives the same blobs, however the work is scheduled.
 func (s *Store) Write(ctx context.Context, d artifact.Disk, progress func(done, total int64)) (artifact.Digest, int64, error) {
-	size := d.Size()
-	if size < 0 || size > maxDisk {
-		return "", 0, fmt.Errorf("a disk of %d bytes cannot be stored", size)
-	}
 	if progress == nil {
 		progress = func(int64, int64) {}
 	}
-	extents, err := d.Extents(ctx)
-	if err != nil {
-		return "", 0, fmt.Errorf("list the disk's extents: %w", err)
-	}
-	parent, known, err := s.known(ctx, d.Parent())
+	size := d.Size()
+	extents, err := checkedExtents(ctx, d)
 	if err != nil {
 		return "", 0, err
 	}
-	plan, kept, err := planRead(extents, size, parent, d.Parent() != "")
-	if err != nil {
+	k := newKnown(s, maxKnown)
+	var parent *diskMap
+	if d.Parent() != "" {
+		if parent, err = s.readMap(d.Parent()); err != nil {
+			return "", 0, fmt.Errorf("read the parent's map: %w", err)
+		}
+		if err := k.useAll(ctx, parent); err != nil {
+			return "", 0, err
+		}
+	}
+	if err := k.load(ctx, parent); err != nil {
 		return "", 0, err
 	}
-	w := &writer{s: s, d: d, size: size, known: known}
-	defer w.abort()
-	if err := w.run(ctx, plan, progress); err != nil {
+	p := newPacker(s, k, size)
+	defer p.abort()
+	w := &writer{d: d, size: size, known: k, packer: p}
+	if err := w.run(ctx, &planner{extents: extents, size: size, below: cursor{s: s, m: parent}}, progress); err != nil {
 		return "", 0, err
 	}
-	all := append(kept, w.entries...)
-	slices.SortFunc(all, func(a, b entry) int { return int(a.chunk - b.chunk) })
-	content, added, err := s.writeMap(size, all)
-	if err != nil {
-		return "", 0, err
-	}
-	m, err := s.readMap(content)
+	content, added, err := p.finish()
 	if err == nil {
-		err = s.touch(m.Packs)
+		progress(size, size)
 	}
-	if err != nil {
-		return "", 0, err
-	}
-	progress(size, size)
-	return content, added + w.added, nil
+	return content, added, err
 }
 
-// known is what the store has: the parent's entries, and where each chunk of
-// any registered image or of the parent is.
-func (s *Store) known(ctx context.Context, parent artifact.Digest) (map[int64]entry, map[sum]place, error) {
-	places := map[sum]place{}
-	of := map[int64]entry{}
-	idx, err := s.index()
-	if err != nil {
-		return nil, nil, err
-	}
-	seen := map[artifact.Digest]bool{}
-	leaves := func(content artifact.Digest, each func(entry)) error {
-		m, err := s.readMap(content)
-		if err != nil {
-			return err
-		}
-		for _, l := range m.Leaves {
-			if each == nil && seen[l.Digest] {
-				continue
-			}
-			seen[l.Digest] = true
-			es, err := s.entries(m, l)
-			if err != nil {
-				return err
-			}
-			for _, e := range es {
-				places[e.sum] = e.place
-				if each != nil {
-					each(e)
-				}
-			}
-		}
-		return ctx.Err()
-	}
-	for _, m := range idx.Manifests {
-		if isTag(m) {
-			continue
-		}
-		img, err := s.image(artifact.Digest(m.Digest))
-		if err == nil {
-			err = leaves(img.Content, nil)
-		}
-		if errors.Is(err, artifact.ErrCorrupt) {
-			continue // a damaged image gives nothing to share; `images verify` tells
-		}
-		if err != nil {
-			return nil, nil, err
-		}
-	}
-	if parent != "" {
-		if err := leaves(parent, func(e entry) { of[e.chunk] = e }); err != nil {
-			return nil, nil, fmt.Errorf("read the parent's map: %w", err)
-		}
-	}
-	return of, places, nil
-}
+// chunkState is what is to be done with a chunk that was read.
+type chunkState uint8
 
-// planRead says which chunks must be read, in order, and which are the
-// parent's. A chunk that is only in part inherited or zero is read.
-func planRead(extents []artifact.Extent, size int64, parent map[int64]entry, hasParent bool) (read []int64, kept []entry, err error) {
-	chunks := (size + chunkSize - 1) / chunkSize
-	end := int64(0)
-	for _, e := range extents {
-		if e.Offset != end || e.Length <= 0 || e.Inherited && !hasParent {
-			return nil, nil, fmt.Errorf("extent at %d, %d bytes, does not fit the disk", e.Offset, e.Length)
-		}
-		end += e.Length
-	}
-	if end != size {
-		return nil, nil, fmt.Errorf("the extents end at %d, the disk at %d", end, size)
-	}
-	i := 0
-	for c := range chunks {
-		from, to := c*chunkSize, min((c+1)*chunkSize, size)
-		for extents[i].Offset+extents[i].Length <= from {
-			i++
-		}
-		e := extents[i]
-		switch whole := e.Offset+e.Length >= to; {
-		case whole && e.Zero:
-		case whole && e.Inherited:
-			if p, ok := parent[c]; ok {
-				kept = append(kept, p)
-			}
-		default:
-			read = append(read, c)
-		}
-	}
-	return read, kept, nil
-}
+const (
+	stored chunkState = iota // the store has it, or this batch or one before it stores it
+	zero                     // nothing
+	fresh                    // compress it and store it
+)
 
-// batch is a run of chunks on its way through the stages.
+// batch is a run of chunks of one leaf on its way through the stages.
 type batch struct {
-	chunks []int64
-	raw    []byte // chunkSize each
-	sums   []sum
-	zero   []bool
-	frames []frame
-	done   chan struct{}
+	leaf   int
+	kept   []entry // the parent's, not read
+	chunks []int64 // to be read
+	end    int64   // bytes of the disk that are dealt with after it
+
+	*buffers
+	sums  [batchChunks]sum
+	state [batchChunks]chunkState
+	frame []byte        // the fresh ones, compressed
+	done  chan struct{} // closed when the stage that is at work on it is through
+	err   error         // of that stage
 }
 
-// frame is a run of new chunks of a batch, compressed.
-type frame struct {
-	from, n int // in the batch
-	data    []byte
+// buffers are used again: there are as many as batches may be on their way.
+type buffers struct {
+	raw, frame []byte
 }
 
 type writer struct {
-	s       *Store
-	d       artifact.Disk
-	size    int64
-	known   map[sum]place
-	entries []entry
-	pending []entry // of the open pack
-	blob    *blobWriter
-	added   int64
+	d      artifact.Disk
+	size   int64
+	known  *known
+	packer *packer
+	enc    *zstd.Encoder
 }
 
-func (w *writer) run(ctx context.Context, plan []int64, progress func(done, total int64)) error {
-	workers := max(1, runtime.GOMAXPROCS(0))
-	g, ctx := errgroup.WithContext(ctx)
-	todo := make(chan *batch, workers)
-	order := make(chan *batch, 2*workers)
-	g.Go(func() error {
-		defer close(todo)
-		defer close(order)
-		return w.read(ctx, plan, todo, order)
-	})
-	for range workers {
-		g.Go(func() error { return w.digest(ctx, todo) })
-	}
-	g.Go(func() error {
-		for b := range order {
-			select {
-			case <-b.done:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-			if err := w.pack(b); err != nil {
-				return err
-			}
-			progress(min(b.chunks[len(b.chunks)-1]*chunkSize, w.size), w.size)
-		}
-		return w.closePack()
-	})
-	return g.Wait()
-}
-
-func (w *writer) read(ctx context.Context, plan []int64, todo, order chan<- *batch) error {
-	const most = frameSize / chunkSize
-	for len(plan) > 0 {
-		n := min(most, len(plan))
-		b := &batch{chunks: plan[:n], raw: make([]byte, n*chunkSize), done: make(chan struct{})}
-		plan = plan[n:]
-		for i := 0; i < n; {
-			j := i + 1 // a run of neighbours is one read
-			for j < n && b.chunks[j] == b.chunks[j-1]+1 {
-				j++
-			}
-			at := b.chunks[i] * chunkSize
-			buf := b.raw[i*chunkSize : j*chunkSize]
-			if rest := w.size - at; rest < int64(len(buf)) {
-				buf = buf[:rest]
-			}
-			if k, err := w.d.ReadAt(buf, at); err != nil && !(errors.Is(err, io.EOF) && k == len(buf)) {
-				return fmt.Errorf("read the disk at %d: %w", at, err)
-			}
-			i = j
-		}
-		for _, c := range []chan<- *batch{order, todo} {
-			select {
-			case c <- b:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-	}
-	return nil
-}
-
-// digest hashes a batch's chunks and compresses those that the store lacks.
-func (w *writer) digest(ctx context.Context, todo <-chan *batch) error {
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithWindowSize(frameSize))
+func (w *writer) run(ctx context.Context, plan *planner, progress func(done, total int64)) error {
+	workers := min(max(1, runtime.GOMAXPROCS(0)), maxWorkers)
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(workers), zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithWindowSize(frameSize))
 	if err != nil {
 		return err
 	}
 	defer enc.Close()
-	for b := range todo {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n := len(b.chunks)
-		b.sums, b.zero = make([]sum, n), make([]bool, n)
-		fresh := make([]bool, n)
-		for i := range n {
-			raw := b.raw[i*chunkSize : (i+1)*chunkSize]
-			if b.zero[i] = isZero(raw); b.zero[i] {
-				continue
+	w.enc = enc
+	free := make(chan *buffers, 3*workers)
+	for range cap(free) {
+		free <- &buffers{raw: make([]byte, frameSize)}
+	}
+	running := make(chan struct{}, workers)
+	g, ctx := errgroup.WithContext(ctx)
+	start := func(b *batch, stage func(*batch) error) {
+		b.done = make(chan struct{})
+		done := b.done
+		g.Go(func() error { // as many as there are buffers, at most
+			running <- struct{}{}
+			b.err = stage(b)
+			<-running
+			close(done)
+			return nil
+		})
+	}
+	hashed, packed := make(chan *batch, cap(free)), make(chan *batch, cap(free))
+	g.Go(func() error {
+		defer close(hashed)
+		return plan.each(ctx, func(b *batch) error {
+			if len(b.chunks) > 0 {
+				select {
+				case b.buffers = <-free:
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+				start(b, w.read)
 			}
+			return send(ctx, hashed, b)
+		})
+	})
+	g.Go(func() error {
+		defer close(packed)
+		return each(ctx, hashed, func(b *batch) error {
+			n := len(b.chunks)
+			if n > 0 {
+				if err := w.known.claim(ctx, b.sums[:n], b.state[:n]); err != nil {
+					return err
+				}
+				start(b, w.compress)
+			}
+			return send(ctx, packed, b)
+		})
+	})
+	g.Go(func() error {
+		return each(ctx, packed, func(b *batch) error {
+			if err := w.packer.add(b); err != nil {
+				return err
+			}
+			if b.buffers != nil {
+				b.buffers.frame = b.frame[:0]
+				free <- b.buffers
+			}
+			progress(b.end, w.size)
+			return nil
+		})
+	})
+	return g.Wait()
+}
+
+func send(ctx context.Context, to chan<- *batch, b *batch) error {
+	select {
+	case to <- b:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// each hands on every batch, in order, when the stage that works on it is through.
+func each(ctx context.Context, from <-chan *batch, next func(*batch) error) error {
+	for {
+		select {
+		case b, ok := <-from:
+			if !ok {
+				return nil
+			}
+			if b.done != nil {
+				<-b.done // is never long: stages neither wait nor stop
+			}
+			if err := cmp.Or(b.err, ctx.Err()); err != nil {
+				return err
+			}
+			if err := next(b); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// read fills and hashes a batch's chunks.
+func (w *writer) read(b *batch) error {
+	n := len(b.chunks)
+	for i := 0; i < n; {
+		j := i + 1 // a run of neighbours is one read
+		for j < n && b.chunks[j] == b.chunks[j-1]+1 {
+			j++
+		}
+		at := b.chunks[i] * chunkSize
+		buf := b.raw[i*chunkSize : j*chunkSize]
+		if rest := w.size - at; rest < int64(len(buf)) {
+			clear(buf[rest:])
+			buf = buf[:rest]
+		}
+		if k, err := w.d.ReadAt(buf, at); err != nil && !(errors.Is(err, io.EOF) && k == len(buf)) {
+			return fmt.Errorf("read the disk at %d: %w", at, err)
+		}
+		i = j
+	}
+	for i := range n {
+		raw := b.raw[i*chunkSize : (i+1)*chunkSize]
+		if isZero(raw) {
+			b.state[i] = zero
+		} else {
 			b.sums[i] = sha256.Sum256(raw)
-			_, have := w.known[b.sums[i]] // read only while workers run
-			fresh[i] = !have
 		}
-		for i := 0; i < n; {
-			if !fresh[i] {
-				i++
-				continue
-			}
-			j := i + 1
-			for j < n && fresh[j] {
-				j++
-			}
-			b.frames = append(b.frames, frame{i, j - i, enc.EncodeAll(b.raw[i*chunkSize:j*chunkSize], nil)})
-			i = j
-		}
-		b.raw = nil
-		close(b.done)
 	}
 	return nil
 }
 
-// pack appends a batch's new frames to the open pack and notes every chunk.
-func (w *writer) pack(b *batch) error {
-	placed := map[int]place{}
-	for _, f := range b.frames {
-		if w.blob == nil {
+// compress makes one frame of the batch's fresh chunks.
+func (w *writer) compress(b *batch) error {
+	n := 0
+	for i := range b.chunks {
+		if b.state[i] == fresh {
+			if n != i {
+				copy(b.raw[n*chunkSize:(n+1)*chunkSize], b.raw[i*chunkSize:])
+			}
+			n++
+		}
+	}
+	b.frame = b.buffers.frame[:0]
+	if n > 0 {
+		b.frame = w.enc.EncodeAll(b.raw[:n*chunkSize], b.frame)
+	}
+	return nil
+}
+
+// packer fills packs and writes the leaves of the map. It is used by one
+// goroutine; packs are fsynced beside it.
+type packer struct {
+	s       *Store
+	known   *known
+	root    rootMap
+	seen    map[uint32]bool // packs of root
+	leaf    *leaf           // being filled
+	waiting []*leaf         // for the open pack's digest
+	blob    *blobWriter     // the open pack
+	open    uint32          // its number
+	chunks  int             // in it
+	sync    errgroup.Group
+	added   atomic.Int64
+}
+
+type leaf struct {
+	index   int
+	entries []slot
+	open    bool // an entry is in the open pack
+}
+
+// slot is an entry whose pack may have no digest yet.
+type slot struct {
+	chunk int64
+	sum   sum
+	spot
+}
+
+func newPacker(s *Store, k *known, size int64) *packer {
+	p := &packer{s: s, known: k, seen: map[uint32]bool{},
+		root: rootMap{Format: 1, Size: size, Chunk: chunkSize, Leaves: []leafRef{}, Packs: []packRef{}}}
+	p.sync.SetLimit(2)
+	return p
+}
+
+func (p *packer) add(b *batch) error {
+	if p.leaf == nil || p.leaf.index != b.leaf {
+		if err := p.endLeaf(); err != nil {
+			return err
+		}
+		p.leaf = &leaf{index: b.leaf}
+	}
+	l := p.leaf
+	for i := range b.kept {
+		e := &b.kept[i]
+		p.known.mu.Lock()
+		at := p.known.spot(e)
+		p.known.mu.Unlock()
+		l.entries = append(l.entries, slot{e.chunk, e.sum, at})
+	}
+	if len(b.chunks) == 0 {
+		return nil
+	}
+	at := spot{length: uint32(len(b.frame))}
+	if len(b.frame) > 0 {
+		if p.blob == nil {
 			var err error
-			if w.blob, err = w.s.newBlob(); err != nil {
+			if p.blob, err = p.s.newBlob(); err != nil {
 				return err
 			}
+			p.open = p.known.opened()
 		}
-		at := w.blob.n
-		if _, err := w.blob.Write(f.data); err != nil {
+		at.pack, at.offset = p.open, p.blob.n
+		if _, err := p.blob.Write(b.frame); err != nil {
 			return fmt.Errorf("write a pack: %w", err)
-		}
-		for k := range f.n {
-			placed[f.from+k] = place{offset: at, length: uint32(len(f.data)), at: uint8(k)}
 		}
 	}
 	for i, c := range b.chunks {
-		switch p, fresh := placed[i]; {
-		case b.zero[i]:
+		switch b.state[i] {
 		case fresh:
-			w.pending = append(w.pending, entry{c, b.sums[i], p})
-		default:
-			w.entries = append(w.entries, entry{c, b.sums[i], w.known[b.sums[i]]})
+			p.known.stored(&b.sums[i], at)
+			l.entries = append(l.entries, slot{c, b.sums[i], at})
+			at.at++
+			p.chunks++
+		case stored:
+			l.entries = append(l.entries, slot{c, b.sums[i], p.known.find(&b.sums[i])})
+		}
+		if e := len(l.entries) - 1; e >= 0 && p.blob != nil && l.entries[e].pack == p.open {
+			l.open = true
 		}
 	}
-	if w.blob != nil && w.blob.n >= packSize {
-		return w.closePack()
+	if p.blob != nil && (p.blob.n >= packSize || p.chunks >= packChunks) {
+		return p.closePack()
 	}
 	return nil
 }
 
-func (w *writer) closePack() error {
-	if w.blob == nil {
+// closePack names the open pack, and writes the leaves that waited for it.
+func (p *packer) closePack() error {
+	if p.blob == nil {
 		return nil
 	}
-	desc, isNew, err := w.blob.commit(typePack)
-	w.blob = nil
-	if err != nil {
-		return fmt.Errorf("store a pack: %w", err)
-	}
-	w.added += newBytes(desc, isNew)
-	for _, e := range w.pending {
-		e.pack = artifact.Digest(desc.Digest)
-		w.entries = append(w.entries, e)
-	}
-	w.pending = nil
-	return nil
-}
-
-func (w *writer) abort() {
-	if w.blob != nil {
-		w.blob.abort()
-	}
-}
-
-func isZero(b []byte) bool {
-	for len(b) >= 8 {
-		if b[0]|b[1]|b[2]|b[3]|b[4]|b[5]|b[6]|b[7] != 0 {
-			return false
-		}
-		b = b[8:]
-	}
-	for _, v := range b {
-		if v != 0 {
-			return false
-		}
-	}
-	return true
-}
-
-// touch makes the packs young again that a new map shares with old images, so
-// that a Prune which runs before Register leaves them.
-func (s *Store) touch(packs []packRef) error {
-	now := time.Now()
-	for _, p := range packs {
-		path, err := s.blobPath(p.Digest)
+	blob := p.blob
+	p.blob, p.chunks = nil, 0
+	p.known.closed(p.open, packRef{blob.digest(), blob.n})
+	p.sync.Go(func() error {
+		desc, isNew, err := blob.commit(typePack)
 		if err != nil {
-			return err
+			return fmt.Errorf("store a pack: %w", err)
 		}
-		if err := os.Chtimes(path, now, now); err != nil {
+		p.added.Add(newBytes(desc, isNew))
+		return nil
+	})
+	if p.leaf != nil {
+		p.leaf.open = false
+	}
+	for _, l := range p.waiting {
+		if err := p.writeLeaf(l); err != nil {
 			return err
 		}
 	}
+	p.waiting = nil
 	return nil
 }
+
+func (p *packer) endLeaf() error {
+	l := p.leaf
+	p.leaf = nil
+	switch {
+	case l == nil || len(l.entries) == 0:
+		return nil
+	case l.open:
+		p.waiting = append(p.waiting, l)
+		return nil
+	}
+	return p.writeLeaf(l)
+}
+
+func (p *packer) writeLeaf(l *leaf) error {
+	slices.SortFunc(l.entries, func(a, b slot) int { return cmp.Compare(a.chunk, b.chunk) })
+	out := make([]entry, len(l.entries))
+	for i, e := range l.entries {
+		ref := p.known.ref(e.pack)
+		if !p.seen[e.pack] {
+			p.seen[e.pack] = true
+			p.root.Packs = append(p.root.Packs, ref)
+		}
+		out[i] = entry{e.chunk, e.sum, place{ref.Digest, e.offset, e.length, e.at}}
+	}
+	raw, err := encodeLeaf(out)
+	if err != nil {
+		return err
+	}
+	desc, isNew, err := p.s.putBlob(typeLeaf, raw)
+	if err != nil {
+		return fmt.Errorf("store a part of the chunk map: %w", err)
+	}
+	p.added.Add(newBytes(desc, isNew))
+	p.root.Leaves = append(p.root.Leaves, leafRef{l.index, artifact.Digest(desc.Digest), desc.Size})
+	return nil
+}
+
+// finish writes the root of the map, after all that it points at is safe.
+func (p *packer) finish() (artifact.Digest, int64, error) {
+	if err := errors.Join(p.endLeaf(), p.closePack(), p.sync.Wait()); err != nil {
+		return "", 0, err
+	}
+	slices.SortFunc(p.root.Leaves, func(a, b leafRef) int { return cmp.Compare(a.Index, b.Index) })
+	desc, isNew, err := p.s.putRoot(p.root)
+	if err != nil {
+		return "", 0, fmt.Errorf("store the chunk map: %w", err)
+	}
+	return artifact.Digest(desc.Digest), p.added.Load() + newBytes(desc, isNew), nil
+}
+
+// abort forgets the open pack. Packs that are closed stay for Prune, or for the
+// next try, which finds that they are there.
+func (p *packer) abort() {
+	if p.blob != nil {
+		p.blob.abort()
+	}
+	_ = p.sync.Wait() // its error was returned, or another one was first
+}
+
+var zeros [chunkSize]byte
+
+func isZero(b []byte) bool { return bytes.Equal(b, zeros[:len(b)]) }
