@@ -46,8 +46,8 @@ if ! command -v apt-get >/dev/null; then
 fi
 run=()
 if [[ $(id -u) -ne 0 ]]; then
-  command -v sudo >/dev/null || { echo "setup: as root: apt-get install -y ${missing[*]}" >&2; exit 1; }
-  run=(sudo)
+  command -v sudo >/dev/null || { echo "setup: as root: apt-get update && apt-get install -y --no-install-recommends ${missing[*]-}" >&2; exit 1; }
+  run=(sudo env DEBIAN_FRONTEND=noninteractive)
 fi
 if ((${#missing[@]})); then echo "setup: installing ${missing[*]}"; else echo "setup: reading apt's package lists"; fi
 log=$(mktemp)

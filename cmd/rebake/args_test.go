@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"strings"
 	"testing"
 )
@@ -64,5 +65,13 @@ func TestWhatNeedsNoMachineWorks(t *testing.T) {
 		if status, out, errOut := command(t, line); status != 0 || !strings.Contains(out, want) {
 			t.Errorf("%s: status %d, %q\n%s", line, status, out, errOut)
 		}
+	}
+}
+
+func TestAnErrorCannotDriveTheTerminal(t *testing.T) {
+	var b bytes.Buffer
+	printError(&b, errors.New("its console ends with:\n\x1b]0;owned\x07\x1b[2J"))
+	if strings.ContainsAny(b.String(), "\x1b\x07") || !strings.HasPrefix(b.String(), "rebake: error: its console") {
+		t.Errorf("%q", b.String())
 	}
 }

@@ -4,12 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/internal/pipeline"
 	"github.com/rebake/rebake/internal/template"
+	"github.com/rebake/rebake/internal/ui"
 )
 
 // Exit statuses, documented in docs/exit-codes.md and in each command's help.
@@ -90,9 +90,9 @@ func hint(err error) string {
 	return ""
 }
 
+// printError tells a person; what guests and servers said is in it, so that
+// ui.Error takes control characters out.
 func printError(w io.Writer, err error) {
-	fmt.Fprintf(w, "rebake: error: %s\n", strings.TrimRight(err.Error(), "\n"))
-	if h := hint(err); h != "" {
-		fmt.Fprintf(w, "  next: %s\n", h)
-	}
+	fmt.Fprint(w, "rebake: ")
+	ui.Error(w, err, hint(err))
 }
