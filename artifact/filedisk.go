@@ -2,6 +2,7 @@ package artifact
 
 import (
 	"context"
+	"fmt"
 	"os"
 )
 
@@ -13,20 +14,25 @@ func FileDisk(path string) (Disk, error) {
 		return nil, err
 	}
 	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file", path)
+	}
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
-	return &fileDisk{File: f, size: st.Size()}, nil
+	return &fileDisk{f: f, size: st.Size()}, nil
 }
 
 type fileDisk struct {
-	*os.File
+	f    *os.File
 	size int64
 }
 
-func (d *fileDisk) Size() int64    { return d.size }
-func (d *fileDisk) Parent() Digest { return "" }
+func (d *fileDisk) ReadAt(p []byte, off int64) (int, error) { return d.f.ReadAt(p, off) }
+func (d *fileDisk) Size() int64                             { return d.size }
+func (d *fileDisk) Parent() Digest                          { return "" }
+func (d *fileDisk) Close() error                            { return d.f.Close() }
 
 func (d *fileDisk) Extents(ctx context.Context) ([]Extent, error) {
 	var out []Extent
@@ -36,7 +42,7 @@ func (d *fileDisk) Extents(ctx context.Context) ([]Extent, error) {
 		}
 	}
 	for at := int64(0); at < d.size; {
-		data, hole := dataAt(d.File, at, d.size)
+		data, hole := dataAt(d.f, at, d.size)
 		add(at, data, true)
 		add(data, hole, false)
 		at = hole

@@ -11,10 +11,13 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/gofrs/flock"
 	"github.com/rebake/rebake/artifact"
 )
 
-// Disk writes the image at path as raw (sparse) or qcow2, all or nothing.
+// Disk writes the image at path as raw (sparse) or qcow2, all or nothing. What
+// was there is replaced. qcow2 needs qemu-img, and for a while room for the raw
+// disk beside path.
 func Disk(ctx context.Context, s artifact.Store, img artifact.Image, format, path string, progress func(done, total int64)) (err error) {
 	if format == "raw" {
 		return s.Fetch(ctx, img.Content, path, progress)
@@ -22,18 +25,42 @@ func Disk(ctx context.Context, s artifact.Store, img artifact.Image, format, pat
 	if format != "qcow2" {
 		return fmt.Errorf("format %q is not raw or qcow2", format)
 	}
-	dir, err := os.MkdirTemp(filepath.Dir(path), ".export-*")
-	if err != nil {
+	// The work directory has one name for each path and is locked, so that an
+	// export to the same path finds what a killed one left.
+	dir := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".rebake-export")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	lock := flock.New(filepath.Join(dir, "lock"), flock.SetPermissions(0o600))
+	if ok, err := lock.TryLock(); err != nil || !ok {
+		return errors.Join(fmt.Errorf("another rebake exports to %s", path), err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir), lock.Close()) }()
 	raw, out := filepath.Join(dir, "disk.raw"), filepath.Join(dir, "disk.qcow2")
 	if err := s.Fetch(ctx, img.Content, raw, progress); err != nil {
 		return err
 	}
 	cmd := exec.CommandContext(ctx, "qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", raw, out)
 	if msg, err := cmd.CombinedOutput(); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		return fmt.Errorf("qemu-img convert: %w: %s", err, strings.TrimSpace(string(msg)))
 	}
-	return os.Rename(out, path)
+	if err := sync(out); err != nil {
+		return err
+	}
+	if err := os.Rename(out, path); err != nil {
+		return err
+	}
+	return sync(filepath.Dir(path))
+}
+
+// sync makes a file, or the names in a directory, survive a power cut.
+func sync(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
