@@ -229,6 +229,9 @@ func (s *Store) entries(m *diskMap, l leafRef) ([]entry, error) {
 		return nil, err
 	}
 	es, err := decodeLeaf(raw, l.Index)
+	if err == nil && int64(len(raw)) != l.Size {
+		err = fmt.Errorf("it has %d bytes, not %d", len(raw), l.Size)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: chunk map: leaf %s: %w", artifact.ErrCorrupt, l.Digest, err)
 	}
