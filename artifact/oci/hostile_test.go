@@ -241,3 +241,47 @@ func TestVerifyFindsEveryDamage(t *testing.T) {
 		t.Errorf("prune with a damaged index left %d of %d blobs", len(now), len(entries))
 	}
 }
+
+// holes is a disk with a block at each of these offsets; of a child, the rest
+// is its parent's.
+type holes struct {
+	size   int64
+	at     []int64
+	parent artifact.Digest
+	fill   byte
+}
+
+func (d *holes) Size() int64             { return d.size }
+func (d *holes) Parent() artifact.Digest { return d.parent }
+func (d *holes) Close() error            { return nil }
+
+func (d *holes) Extents(context.Context) ([]artifact.Extent, error) {
+	var out []artifact.Extent
+	end := int64(0)
+	gap := func(to int64) {
+		if to > end {
+			out = append(out, artifact.Extent{Offset: end, Length: to - end, Zero: d.parent == "", Inherited: d.parent != ""})
+		}
+	}
+	for _, at := range d.at {
+		gap(at)
+		out = append(out, artifact.Extent{Offset: at, Length: chunkSize})
+		end = at + chunkSize
+	}
+	gap(d.size)
+	return out, nil
+}
+
+func (d *holes) ReadAt(p []byte, off int64) (int, error) {
+	for i := range p {
+		p[i] = d.fill + byte(off>>30) + 1
+	}
+	return len(p), nil
+}
+
+func sameFile(t *testing.T, path string, want []byte) {
+	t.Helper()
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes, want %d (%v); or other ones", len(got), len(want), err)
+	}
+}

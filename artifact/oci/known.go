@@ -14,10 +14,11 @@ import (
 	"github.com/rebake/rebake/artifact"
 )
 
-// maxKnown bounds the memory that looking for twins may take: 900,000 chunks
-// are 55 GiB of distinct data. What is beyond is stored as if it were new,
-// except what a disk inherits from its parent, which is never looked up.
-const maxKnown = 900_000
+// maxKnown bounds the memory that looking for twins may take, to 23 MiB: these
+// chunks are 27 GiB of distinct data, and the newest images come first. What is
+// beyond is stored as if it were new, except what a disk inherits from its
+// parent, which is never looked up.
+const maxKnown = 450_000
 
 // spot is a place whose pack is a number of known.packs.
 type spot struct {
