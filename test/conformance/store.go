@@ -22,6 +22,7 @@ import (
 func Store(t *testing.T, open func(t *testing.T) artifact.Store) {
 	t.Run("what is fetched is what was written", func(t *testing.T) { storeRoundTrip(t, open(t)) })
 	t.Run("random disks with parents", func(t *testing.T) { storeRandom(t, open(t)) })
+	t.Run("a disk made smaller, then larger", func(t *testing.T) { storeRegrown(t, open(t)) })
 	t.Run("what the store has is not added again", func(t *testing.T) { storeTwins(t, open(t)) })
 	t.Run("a disk that lies is refused", func(t *testing.T) { storeBadDisks(t, open(t)) })
 	t.Run("an image comes back as it was registered", func(t *testing.T) { storeMetadata(t, open(t)) })
@@ -150,6 +151,21 @@ func storeRandom(t *testing.T, s artifact.Store) {
 			t.Fatalf("with seed %d", seed)
 		}
 	}
+}
+
+// What a parent has after the end of its smaller child does not come back in a
+// grandchild that is larger again.
+func storeRegrown(t *testing.T, s artifact.Store) {
+	data := noise(15, 3*block)
+	content := write(t, s, flat(data))
+	const end = block + 100
+	small := flat(data[:end])
+	small.parent, small.extents = content, []artifact.Extent{{Length: end, Inherited: true}}
+	c := write(t, s, small)
+	fetch(t, s, c, small)
+	grown := flat(append(slices.Clone(data[:end]), make([]byte, 3*block-end)...))
+	grown.parent, grown.extents = c, []artifact.Extent{{Length: 3 * block, Inherited: true}}
+	fetch(t, s, write(t, s, grown), grown)
 }
 
 func storeTwins(t *testing.T, s artifact.Store) {
