@@ -109,7 +109,6 @@ func (s *Store) markManifest(desc v1.Descriptor, needed map[artifact.Digest]bool
 	}
 	var m struct {
 		Config    v1.Descriptor   `json:"config"`
-		Subject   *v1.Descriptor  `json:"subject"`
 		Layers    []v1.Descriptor `json:"layers"`
 		Blobs     []v1.Descriptor `json:"blobs"`
 		Manifests []v1.Descriptor `json:"manifests"`
@@ -119,9 +118,6 @@ func (s *Store) markManifest(desc v1.Descriptor, needed map[artifact.Digest]bool
 	}
 	for _, l := range append(append(m.Layers, m.Blobs...), m.Config) {
 		needed[artifact.Digest(l.Digest)] = true
-	}
-	if m.Subject != nil {
-		needed[artifact.Digest(m.Subject.Digest)] = true
 	}
 	if len(m.Manifests) > 0 && depth > 8 {
 		return fmt.Errorf("%w: manifest %s is nested too deep", artifact.ErrCorrupt, d)
