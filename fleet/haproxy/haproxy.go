@@ -46,6 +46,7 @@ type Router struct {
 	hc     fleet.HealthCheck
 	mu     sync.Mutex // one change at a time in this process; the lock file does it between processes
 	held   *os.File   // the locked lock file, while mu is held
+	codes  sync.Map   // server → status code of its last check that ended
 }
 
 var _ fleet.Router = (*Router)(nil)

@@ -62,7 +62,7 @@ func (r *Router) live(ctx context.Context) (map[fleet.Slot][]fleet.MemberStatus,
 			out[s] = append(out[s], fleet.MemberStatus{
 				Member:   fleet.Member{ID: row.server, Addr: row.addr},
 				Admin:    a.word(),
-				Check:    row.checkText(),
+				Check:    row.withCode(r.lastCode(row)).checkText(),
 				Healthy:  row.healthy(r.hc.Type),
 				InFlight: row.current + row.queued,
 				Requests: row.total,
@@ -111,6 +111,30 @@ func parseServersState(text string) (map[serverName]adminState, error) {
 		out[serverName{f[1], f[3]}] = adminState(n)
 	}
 	return out, nil
+}
+
+// lastCode is the status code of a server's last check that ended. HAProxy
+// forgets it (0) as soon as the next one starts, while the result still stands:
+// of a slow server one would hardly ever see the code.
+func (r *Router) lastCode(row statRow) string {
+	key := row.proxy + "/" + row.server
+	if row.check != "L7STS" {
+		r.codes.Delete(key)
+		return row.code
+	}
+	if row.code != "" && row.code != "0" {
+		r.codes.Store(key, row.code)
+		return row.code
+	}
+	if code, ok := r.codes.Load(key); ok {
+		return code.(string)
+	}
+	return ""
+}
+
+func (s statRow) withCode(code string) statRow {
+	s.code = code
+	return s
 }
 
 // statRow is what is used of a server's line in "show stat".
