@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 
+	"github.com/rebake/rebake/artifact/oci"
 	"github.com/rebake/rebake/builder"
 	"github.com/rebake/rebake/builder/qemu"
 	"github.com/rebake/rebake/fleet"
@@ -31,7 +33,7 @@ func backends() pipeline.Backends {
 			Routers:      map[string]func() any{"haproxy": func() any { return new(haproxy.Config) }},
 		},
 		Builder: newBuilder, Provisioner: newProvisioner, Check: newCheck,
-		Pool: newPool, Router: newRouter, Destroy: destroyer,
+		Pool: newPool, Router: newRouter, Destroy: destroyer, Sweep: sweep,
 	}
 }
 
@@ -118,6 +120,18 @@ func decodeJSON(raw []byte, into any) error {
 		return nil
 	}
 	return json.Unmarshal(raw, into)
+}
+
+// sweep removes what killed runs left half-made in the store and the caches.
+func sweep(ctx context.Context, env pipeline.Env) (gone []string, err error) {
+	if s, ok := env.Store.(interface {
+		Clean(context.Context) ([]string, error)
+	}); ok {
+		gone, err = s.Clean(ctx)
+	}
+	disks, derr := oci.RemoveDead(env.State.Disks())
+	bases, berr := qemu.Sweep(env.State)
+	return append(append(gone, disks...), bases...), errors.Join(err, derr, berr)
 }
 
 func destroyer(env pipeline.Env, kind string) func(id string) error {

@@ -99,18 +99,20 @@ type Removed struct {
 	Why  string `json:"why"`
 }
 
-// GC removes the machines and directories of builds whose process is gone.
+// GC removes the machines and directories of builds whose process is gone, and
+// the files that killed runs left half-made.
 func GC(ctx context.Context, env Env) ([]Removed, error) {
 	d := env.State
 	entries, err := os.ReadDir(d.Builds())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	var gone []Removed
-	var errs []error
+	files, err := env.Backends.Sweep(ctx, env)
+	for _, f := range files {
+		gone = append(gone, Removed{f, "half-made; its process is gone"})
+	}
+	errs := []error{err}
 	seen := map[string]bool{}
 	for _, e := range entries {
 		id := buildID(e.Name())

@@ -4,6 +4,7 @@
 package pipeline
 
 import (
+	"context"
 	"errors"
 	"time"
 
@@ -41,6 +42,8 @@ type Backends struct {
 	Router      func(env Env, fleetName, kind string, config []byte, health fleet.HealthCheck) (fleet.Router, error)
 	// Destroy removes a machine by the kind of its builder and its id.
 	Destroy func(env Env, kind string) func(id string) error
+	// Sweep removes half-made files of killed runs and returns their paths.
+	Sweep func(ctx context.Context, env Env) ([]string, error)
 }
 
 // StepEnv is what every script of a build may know.
