@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/rebake/rebake/internal/atomicfile"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -44,7 +45,7 @@ func (c Config) Save(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("write the fleet's record: %w", err)
 	}
-	if err := writeFile(filepath.Join(dir, configName), append(b, '\n')); err != nil {
+	if err := atomicfile.Write(filepath.Join(dir, configName), append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write the fleet's record: %w", err)
 	}
 	return nil
@@ -84,25 +85,4 @@ func Configs(root string) ([]Config, error) {
 		out = append(out, c)
 	}
 	return out, nil
-}
-
-// writeFile replaces path, all or nothing, also after a power cut.
-func writeFile(path string, data []byte) error {
-	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(err, os.Remove(tmp))
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return err
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

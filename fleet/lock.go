@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/rebake/rebake/internal/atomicfile"
 	"io/fs"
 	"os"
 	"os/user"
@@ -50,7 +51,7 @@ func lock(dir string) (unlock func() error, err error) {
 	}
 	b, err := json.Marshal(me())
 	if err == nil {
-		err = writeFile(filepath.Join(dir, ownerName), b)
+		err = atomicfile.Write(filepath.Join(dir, ownerName), b, 0o600)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("sign the fleet's lock: %w", err), l.Close())

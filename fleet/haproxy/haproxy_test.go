@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/rebake/rebake/internal/atomicfile"
 	"io"
 	"net"
 	"net/http"
@@ -504,7 +505,9 @@ func TestEnsureFinishesWhatAKillCutOff(t *testing.T) {
 			func(st fleet.RouterStatus) bool { return st.Members[fleet.Blue][0].Admin == "drain" },
 		},
 		"weights written, not set": {
-			func(t *testing.T, r *Router, _ *backend) { must(t, writeFile(r.file(mapName), mapText(300))) },
+			func(t *testing.T, r *Router, _ *backend) {
+				must(t, atomicfile.Write(r.file(mapName), mapText(300), 0o600))
+			},
 			func(st fleet.RouterStatus) bool {
 				return st.Weights[fleet.Green] == 300 && st.Weights[fleet.Blue] == 700
 			},

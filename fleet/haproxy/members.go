@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/rebake/rebake/internal/atomicfile"
 	"os"
 
 	"github.com/rebake/rebake/fleet"
@@ -74,7 +75,7 @@ func (r *Router) writeMembers(m members) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(r.file(membersName), append(data, '\n')); err != nil {
+	if err := atomicfile.Write(r.file(membersName), append(data, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write the router's members: %w", err)
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/rebake/rebake/internal/atomicfile"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -70,7 +71,7 @@ func (r *Router) startOrAdopt(ctx context.Context) error {
 			if !ok {
 				continue
 			}
-			if err := writeFile(r.file(pidName), []byte(n)); err != nil {
+			if err := atomicfile.Write(r.file(pidName), []byte(n), 0o600); err != nil {
 				return err
 			}
 			if pid := r.pid(); pid != 0 {
@@ -134,11 +135,11 @@ func (r *Router) start(ctx context.Context) error {
 	if err := privateDir(r.runDir); err != nil {
 		return err
 	}
-	if err := writeFile(r.file(configName), []byte(r.config())); err != nil {
+	if err := atomicfile.Write(r.file(configName), []byte(r.config()), 0o600); err != nil {
 		return fmt.Errorf("write the router's configuration: %w", err)
 	}
 	if _, err := os.Stat(r.file(mapName)); errors.Is(err, os.ErrNotExist) {
-		err = writeFile(r.file(mapName), mapText(noTraffic))
+		err = atomicfile.Write(r.file(mapName), mapText(noTraffic), 0o600)
 		if err != nil {
 			return fmt.Errorf("write the traffic split: %w", err)
 		}

@@ -2,8 +2,8 @@ package haproxy
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"github.com/rebake/rebake/internal/atomicfile"
 	"os"
 	"strconv"
 	"strings"
@@ -33,7 +33,7 @@ func (r *Router) SetWeights(ctx context.Context, w map[fleet.Slot]int) error {
 		if _, err := r.liveGreen(ctx); err != nil { // not running: change nothing
 			return err
 		}
-		if err := writeFile(r.file(mapName), mapText(green)); err != nil {
+		if err := atomicfile.Write(r.file(mapName), mapText(green), 0o600); err != nil {
 			return fmt.Errorf("write the traffic split: %w", err)
 		}
 		return r.setGreen(ctx, green)
@@ -106,19 +106,4 @@ func weights(green int) map[fleet.Slot]int {
 		return map[fleet.Slot]int{fleet.Blue: 0, fleet.Green: 0}
 	}
 	return map[fleet.Slot]int{fleet.Blue: 1000 - green, fleet.Green: green}
-}
-
-// writeFile replaces path, all or nothing, also after a power cut.
-func writeFile(path string, data []byte) error {
-	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err != nil {
-		return errors.Join(err, os.Remove(tmp))
-	}
-	return os.Rename(tmp, path)
 }

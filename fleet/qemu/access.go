@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/rebake/rebake/internal/atomicfile"
 	"os"
 	"path/filepath"
 	"strings"
@@ -114,7 +115,7 @@ func newIdentity(path string) (identity, error) {
 	if err != nil {
 		return identity{}, err
 	}
-	return identity{k.Signer, k.PEM}, writeFile(path, k.PEM)
+	return identity{k.Signer, k.PEM}, atomicfile.Write(path, k.PEM, 0o600)
 }
 
 func readIdentity(path string) (identity, error) {

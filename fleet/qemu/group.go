@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/rebake/rebake/internal/atomicfile"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -43,7 +44,7 @@ func (p *Pool) record(id fleet.GroupID, spec fleet.Spec) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	if err := writeFile(path, append(data, '\n')); err != nil {
+	if err := atomicfile.Write(path, append(data, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write down the group: %w", err)
 	}
 	return nil
@@ -185,17 +186,4 @@ func room(need int64) error {
 		return fmt.Errorf("%w: the new instances need %d MiB of memory, this machine has %d MiB free: use a smaller fleet.size or fleet.pool.qemu.memory", fleet.ErrNoCapacity, need>>20, free>>20)
 	}
 	return nil
-}
-
-// writeFile replaces path, all or nothing.
-func writeFile(path string, data []byte) error {
-	f, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(err, os.Remove(path+".tmp"))
-	}
-	return os.Rename(path+".tmp", path)
 }

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/rebake/rebake/internal/atomicfile"
 	"io"
 	"os"
 	"path/filepath"
@@ -76,7 +77,7 @@ func Open(path string) (*Journal, []Record, error) {
 		return nil, nil, errors.Join(err, f.Close())
 	}
 	if fresh {
-		if err := syncDir(filepath.Dir(path)); err != nil {
+		if err := atomicfile.Sync(filepath.Dir(path)); err != nil {
 			return fail(fmt.Errorf("make the journal: %w", err))
 		}
 	}
@@ -241,12 +242,4 @@ func verify(line []byte, prev Record) (Record, error) {
 		return r, errors.New("it was not written by rebake")
 	}
 	return r, nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

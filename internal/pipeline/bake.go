@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/rebake/rebake/internal/atomicfile"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -258,7 +259,7 @@ func (k *bake) keepConsole(mach builder.Machine, id string, err error) {
 	}
 	if text := mach.Console(1 << 20); text != "" {
 		path := filepath.Join(k.env.State.Logs(), k.tpl.Name+"-"+id+"-console.log")
-		_ = writeFile(path, []byte(text)) // evidence only: the error itself is on its way
+		_ = atomicfile.Write(path, []byte(text), 0o600) // evidence only: the error itself is on its way
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/rebake/rebake/internal/atomicfile"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -46,7 +47,7 @@ func newClaim(d state.Dir, kind, tpl string) (*claim, error) {
 		return nil, fmt.Errorf("lock build %s: %w", id, err)
 	}
 	rec := claimed{ID: id, Kind: kind, Template: tpl, PID: os.Getpid(), Started: now()}
-	if err := writeFile(claimPath(d, id), jsonLine(rec)); err != nil {
+	if err := atomicfile.Write(claimPath(d, id), jsonLine(rec), 0o600); err != nil {
 		return nil, errors.Join(err, c.release(d))
 	}
 	return c, nil
@@ -59,23 +60,6 @@ func (c *claim) release(d state.Dir) error {
 		err = nil
 	}
 	return errors.Join(err, os.Remove(lockPath(d, c.id)), c.lock.Close())
-}
-
-// writeFile replaces path with data, all or nothing.
-func writeFile(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
 }
 
 // machines are the ids that a build may have used.

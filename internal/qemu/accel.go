@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/rebake/rebake/internal/atomicfile"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -80,7 +81,7 @@ func DetectAccel(ctx context.Context, arch string) (Accel, string) {
 		v.Accel, v.Reason = TCG, fmt.Sprintf("tcg: %s is there but a probe guest did not run under it: %v", want, err)
 	}
 	if raw, err := json.Marshal(v); err == nil && cache != "" && os.MkdirAll(filepath.Dir(cache), 0o700) == nil {
-		_ = writeFile(cache, raw, 0o600) // only a saving of time
+		_ = atomicfile.Write(cache, raw, 0o600) // only a saving of time
 	}
 	return v.Accel, v.Reason
 }
@@ -157,7 +158,7 @@ func probeDisk() (path string, cleanup func(), err error) {
 		if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, sector) {
 			return path, func() {}, nil
 		}
-		if err := writeFile(path, sector, 0o600); err == nil {
+		if err := atomicfile.Write(path, sector, 0o600); err == nil {
 			return path, func() {}, nil
 		}
 	}

@@ -2,7 +2,10 @@ package qemu
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"os/exec"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -28,21 +31,45 @@ func TestDetectedAcceleratorIsOneThatRunsTheProbe(t *testing.T) {
 	}
 }
 
-func TestWatchedProcessDiesWithTheOwnersPipe(t *testing.T) {
+// ownerEnv makes the test binary an owner that can be killed.
+const ownerEnv = "REBAKE_TEST_OWNER"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(ownerEnv) == "" {
+		os.Exit(m.Run())
+	}
 	cmd := exec.Command("/bin/sleep", "1000")
-	wait, err := spawnWatched(cmd)
+	if _, err := spawnWatched(cmd); err != nil {
+		os.Exit(1)
+	}
+	fmt.Println(cmd.Process.Pid)
+	select {} // until it is killed
+}
+
+func TestWatchedProcessDiesWithItsOwner(t *testing.T) {
+	owner := exec.Command(os.Args[0])
+	owner.Env = append(os.Environ(), ownerEnv+"=1")
+	out, err := owner.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	pid := cmd.Process.Pid
-	if cmd.Path != "/bin/sh" || !same(pid, mustStart(t, pid)) {
-		t.Fatal("the process does not run")
-	}
-	if err := cmd.Process.Kill(); err != nil {
+	if err := owner.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if err := wait(); err == nil {
-		t.Fatal("a killed process ended well")
+	var pid int
+	if _, err := fmt.Fscan(out, &pid); err != nil {
+		t.Fatal(err)
+	}
+	started := mustStart(t, pid)
+	if err := owner.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = owner.Wait()
+	for end := time.Now().Add(10 * time.Second); same(pid, started); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+			t.Fatal("the process outlived its owner")
+		}
 	}
 }
 

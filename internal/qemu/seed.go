@@ -4,7 +4,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io/fs"
+	"github.com/rebake/rebake/internal/atomicfile"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -59,7 +59,7 @@ func (s Seed) write(dir string) (seedFiles, error) {
 			return seedFiles{}, fmt.Errorf("user data of %d bytes is too long to hand over by SMBIOS: make it shorter, or let it fetch the rest", len(s.UserData))
 		}
 		path := filepath.Join(dir, "credentials")
-		return seedFiles{smbios: []string{path}}, writeFile(path, []byte(cred), 0o600)
+		return seedFiles{smbios: []string{path}}, atomicfile.Write(path, []byte(cred), 0o600)
 	case "nocloud":
 		path := filepath.Join(dir, "cidata.iso")
 		return seedFiles{iso: path}, s.writeISO(dir, path)
@@ -188,19 +188,4 @@ func (s Seed) writeISO(dir, path string) (err error) {
 		return err
 	}
 	return os.Rename(path+".tmp", path)
-}
-
-// writeFile replaces path with data, all or nothing.
-func writeFile(path string, data []byte, mode fs.FileMode) error {
-	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err != nil {
-		return errors.Join(err, os.Remove(tmp))
-	}
-	return os.Rename(tmp, path)
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/rebake/rebake/internal/atomicfile"
 	"io"
 	"io/fs"
 	"maps"
@@ -126,7 +127,7 @@ func (c Config) copyVars() error {
 	if err != nil {
 		return err
 	}
-	return writeFile(c.file(varsName), data, 0o600)
+	return atomicfile.Write(c.file(varsName), data, 0o600)
 }
 
 func (c Config) launch(ctx context.Context, accel Accel, seeds seedFiles) (*VM, error) {
@@ -426,7 +427,7 @@ func (r record) save(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(dir, recordName), append(raw, '\n'), 0o600); err != nil {
+	if err := atomicfile.Write(filepath.Join(dir, recordName), append(raw, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write the machine's record: %w", err)
 	}
 	return nil
