@@ -21,6 +21,7 @@ import (
 	"github.com/gofrs/flock"
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/builder"
+	"github.com/rebake/rebake/internal/atomicfile"
 	"github.com/rebake/rebake/internal/event"
 	"github.com/rebake/rebake/internal/qemu"
 	"github.com/rebake/rebake/internal/qemu/bootdisk"
@@ -143,16 +144,23 @@ func once(ctx context.Context, path string, make func(tmp string) error) error {
 	if err := make(tmp); err != nil {
 		return errors.Join(err, os.RemoveAll(tmp))
 	}
-	return os.Rename(tmp, path)
+	if err := atomicfile.Sync(tmp); err != nil {
+		return err
+	}
+	return atomicfile.Rename(tmp, path)
 }
 
 // make runs mmdebstrap into a directory, and fills the disk's file system from
 // it: without root in a user namespace, where the owners of files are the guest's.
 func (d *debian) make(ctx context.Context, path string) (err error) {
 	root, disk := strings.TrimSuffix(path, ".tmp")+".root", path
+	// As root in mount and process namespaces of its own: mmdebstrap mounts /proc
+	// and /sys below the directory and starts many processes, and with the first
+	// process of the namespaces, which dies with this one, all of that is gone.
 	mode, within := "root", []string{"env"}
+	own := []string{"unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--"}
 	if os.Geteuid() != 0 {
-		mode, within = "unshare", []string{"mmdebstrap", "--unshare-helper"}
+		mode, within, own = "unshare", []string{"mmdebstrap", "--unshare-helper"}, []string{"env"} // it makes its own
 		dir, err := d.shared(path)
 		if err != nil {
 			return err
@@ -161,7 +169,7 @@ func (d *debian) make(ctx context.Context, path string) (err error) {
 		root, disk = filepath.Join(dir, "root"), filepath.Join(dir, "disk")
 	}
 	remove := func(ctx context.Context) error {
-		return runLogged(ctx, exec.CommandContext(ctx, within[0], append(within[1:], "rm", "-rf", root)...))
+		return runLogged(ctx, exec.CommandContext(ctx, within[0], append(within[1:], "rm", "-rf", "--one-file-system", root)...))
 	}
 	if err := remove(ctx); err != nil { // of a killed run
 		return err
@@ -177,8 +185,7 @@ func (d *debian) make(ctx context.Context, path string) (err error) {
 		args = append(args, "--aptopt="+o)
 	}
 	args = append(append(args, d.suite, root), d.apt.sources...)
-	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it removes its own directory
+	cmd := exec.CommandContext(ctx, own[0], append(append(own[1:], "mmdebstrap"), args...)...)
 	cmd.WaitDelay = 30 * time.Second
 	cmd.Env = append(os.Environ(), "ESSENTIAL="+essentialHook, "CUSTOMIZE="+customizeHook, "GRUB_CFG="+grubConfig(), "ROOT_ID="+bootdisk.ID,
 		"SOURCES="+strings.Join(d.apt.sources, "\n"), "APT_CONF="+strings.Join(d.apt.conf, "\n"), "LC_ALL=C.UTF-8")

@@ -11,10 +11,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/rebake/rebake/internal/atomicfile"
 	"os"
 	"path/filepath"
 	"time"
 
+	"github.com/gofrs/flock"
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/builder"
 	"github.com/rebake/rebake/internal/event"
@@ -27,14 +29,14 @@ import (
 
 // Config is the build.qemu block of a template.
 type Config struct {
-	From        From          `yaml:"from" json:"from" rebake:"required" jsonschema:"required" jsonschema_description:"what the machine starts from"`
-	Memory      template.Size `yaml:"memory" json:"memory,omitempty" jsonschema_description:"memory of the machine; default 512M"`
-	Disk        template.Size `yaml:"disk" json:"disk,omitempty" jsonschema_description:"size of the disk; default 2G for debian, else the base's own"`
-	CPUs        int           `yaml:"cpus" json:"cpus,omitempty" jsonschema_description:"processors; 0 chooses"`
-	Arch        string        `yaml:"arch" json:"arch,omitempty" jsonschema:"enum=amd64,enum=arm64" jsonschema_description:"default: this computer's"`
-	Firmware    string        `yaml:"firmware" json:"firmware,omitempty" jsonschema:"enum=bios,enum=uefi" jsonschema_description:"default bios"`
-	BootTimeout time.Duration `yaml:"boot_timeout" json:"boot_timeout,omitempty" jsonschema_description:"longest clean shutdown; default 60s"`
-	SSH         SSH           `yaml:"ssh" json:"ssh,omitempty" jsonschema_description:"how the machine is logged in to"`
+	From     From          `yaml:"from" json:"from" rebake:"required" jsonschema:"required" jsonschema_description:"what the machine starts from"`
+	Memory   template.Size `yaml:"memory" json:"memory,omitempty" jsonschema_description:"memory of the machine; default 512M"`
+	Disk     template.Size `yaml:"disk" json:"disk,omitempty" jsonschema_description:"size of the disk; default 2G for debian, else the base's own"`
+	CPUs     int           `yaml:"cpus" json:"cpus,omitempty" jsonschema_description:"processors; 0 chooses"`
+	Arch     string        `yaml:"arch" json:"arch,omitempty" jsonschema:"enum=amd64,enum=arm64" jsonschema_description:"default: this computer's"`
+	Firmware string        `yaml:"firmware" json:"firmware,omitempty" jsonschema:"enum=bios,enum=uefi" jsonschema_description:"default bios"`
+	Shutdown time.Duration `yaml:"shutdown_timeout" json:"shutdown_timeout,omitempty" jsonschema_description:"longest clean shutdown; default 60s"`
+	SSH      SSH           `yaml:"ssh" json:"ssh,omitempty" jsonschema_description:"how the machine is logged in to"`
 }
 
 // From names the base: exactly one of debian, url and image.
@@ -183,7 +185,7 @@ func (b *Builder) start(ctx context.Context, id, host string, base base, backing
 	vm, err := qemu.Start(ctx, qemu.Config{
 		Name: "rebake-" + host, Accel: accel, Dir: dir, RunDir: runDir(dir), Disk: overlay, DiskFormat: "qcow2",
 		Memory: int64(b.cfg.Memory), CPUs: b.cfg.CPUs, Arch: b.cfg.Arch, Firmware: b.cfg.Firmware, Ports: ports,
-		BindToOwner: true, QuitAfter: b.cfg.BootTimeout,
+		BindToOwner: true, QuitAfter: b.cfg.Shutdown,
 		Seed: qemu.Seed{Kind: base.Seed, InstanceID: id, Hostname: host, User: base.User,
 			AuthorizedKeys: []string{ssh.AuthorizedLine(login.Signer.PublicKey())}, HostKeyPEM: hostKey.PEM},
 	})
@@ -270,6 +272,12 @@ func (b *Builder) baseContent(ctx context.Context, base base) (artifact.Digest, 
 	if has(base.content) {
 		return base.content, nil
 	}
+	// Of two builds on one base, one writes it.
+	lock := flock.New(base.path+".lock", flock.SetPermissions(0o600))
+	defer lock.Close()
+	if _, err := lock.TryLockContext(ctx, 50*time.Millisecond); err != nil {
+		return "", fmt.Errorf("lock the base: %w", err)
+	}
 	note := base.path + ".content"
 	if raw, err := os.ReadFile(note); err == nil && has(artifact.Digest(raw)) {
 		return artifact.Digest(raw), nil
@@ -284,6 +292,6 @@ func (b *Builder) baseContent(ctx context.Context, base base) (artifact.Digest, 
 		if err != nil {
 			return "", fmt.Errorf("store the base: %w", err)
 		}
-		return content, replaceFile(note, []byte(content))
+		return content, atomicfile.Write(note, []byte(content), 0o600)
 	})
 }

@@ -3,7 +3,6 @@ package qemu
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 
 	"github.com/rebake/rebake/artifact"
@@ -45,13 +44,4 @@ func (s *stored) prepare(ctx context.Context) (base, error) {
 	return b, once(ctx, b.path, func(tmp string) error {
 		return s.deps.Store.Fetch(ctx, img.Content, tmp, event.Progressing(ctx))
 	})
-}
-
-// replaceFile writes path anew, all or nothing.
-func replaceFile(path string, data []byte) error {
-	tmp := path + ".tmp"
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
 }

@@ -3,7 +3,7 @@ package qemu
 import (
 	"errors"
 	"fmt"
-	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -40,5 +40,9 @@ func sweepOne(path, lock string) (removed bool, err error) {
 	if ok, err := l.TryLock(); err != nil || !ok {
 		return false, err
 	}
-	return true, os.RemoveAll(path)
+	// Never across a mount: a killed bootstrap may have had /proc and /sys below it.
+	if out, err := exec.Command("rm", "-rf", "--one-file-system", path).CombinedOutput(); err != nil {
+		return false, fmt.Errorf("%w: %s (`umount` what is mounted there)", err, strings.TrimSpace(string(out)))
+	}
+	return true, nil
 }

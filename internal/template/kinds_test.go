@@ -29,13 +29,13 @@ type qemuBuild struct {
 		Checksum string `yaml:"checksum"`
 		Image    string `yaml:"image"`
 	} `yaml:"from" rebake:"required" jsonschema_description:"what the build starts from"`
-	Memory      string        `yaml:"memory"`
-	Disk        Size          `yaml:"disk"`
-	CPUs        int           `yaml:"cpus"`
-	Arch        string        `yaml:"arch" jsonschema:"enum=amd64,enum=arm64"`
-	Firmware    string        `yaml:"firmware" jsonschema:"enum=bios,enum=uefi"`
-	BootTimeout time.Duration `yaml:"boot_timeout"`
-	SSH         struct {
+	Memory   string        `yaml:"memory"`
+	Disk     Size          `yaml:"disk"`
+	CPUs     int           `yaml:"cpus"`
+	Arch     string        `yaml:"arch" jsonschema:"enum=amd64,enum=arm64"`
+	Firmware string        `yaml:"firmware" jsonschema:"enum=bios,enum=uefi"`
+	Shutdown time.Duration `yaml:"shutdown_timeout"`
+	SSH      struct {
 		User    string        `yaml:"user"`
 		Timeout time.Duration `yaml:"timeout"`
 	} `yaml:"ssh"`

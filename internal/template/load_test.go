@@ -97,7 +97,7 @@ build:
     from: {debian: bookworm}
     cpus: ${{ var.n + 1 }}
     disk: ${{ var.n }}G
-    boot_timeout: ${{ var.d }}
+    shutdown_timeout: ${{ var.d }}
 provision:
   - shell: {inline: "${{ var.list }}", sudo: "${{ var.yes }}", env: {N: "${{ var.n }}"}}
 `,

@@ -77,4 +77,6 @@ chroot "$r" systemctl -q enable rebake-seed rebake-user-data ssh systemd-network
 chroot "$r" systemctl -q mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service
 chroot "$r" passwd -q -l root
 ln -sf /run/systemd/resolve/stub-resolv.conf "$r/etc/resolv.conf"
-rm -rf "$r"/var/lib/apt/lists/* "$r"/var/cache/apt/*.bin "$r"/var/log/*.log "$r"/var/log/apt "$r"/tmp/*
+# Not $r/tmp: mmdebstrap keeps its apt configuration there, and without it would
+# empty this computer's package lists instead of the root's. It cleans both itself.
+rm -rf "$r"/var/log/*.log "$r"/var/log/apt

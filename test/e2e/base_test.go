@@ -1,0 +1,81 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestAKilledBaseLeavesNoProcessNoMountAndGCLeavesNothing(t *testing.T) {
+	w := newWorld(t)
+	w.write("t.yaml", "name: base\nbuild:\n  qemu:\n    from: {debian: bookworm}\n")
+	cmd := w.command("build", "t.yaml")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	bases := filepath.Join(w.home, "cache", "bases")
+	var found []string
+	for end := time.Now().Add(3 * time.Minute); len(found) == 0; time.Sleep(50 * time.Millisecond) {
+		// dpkg is unpacked: from here on there are mounts, and processes in the root
+		found, _ = filepath.Glob(filepath.Join(bases, "*.raw.root", "usr", "bin", "dpkg"))
+		if time.Now().After(end) {
+			_ = cmd.Process.Kill()
+			t.Fatal("mmdebstrap unpacked nothing")
+		}
+	}
+	time.Sleep(3 * time.Second) // into the configuration of packages
+	if len(w.processes()) < 2 {
+		t.Fatalf("no bootstrap runs: the test is blind: %v", w.processes())
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	w.nothingRuns()
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || strings.Contains(string(mounts), w.home) {
+		t.Errorf("mounted below %s (%v)", w.home, err)
+	}
+	out, _ := w.rebake(0, "gc")
+	if !strings.Contains(out, ".root") {
+		t.Errorf("gc said %q", out)
+	}
+	for _, name := range files(t, bases) {
+		if !strings.HasSuffix(name, ".lock") {
+			t.Errorf("gc left %s", name)
+		}
+	}
+}
+
+// A base is made with this computer's apt: it must be left as it was.
+func TestMakingABaseLeavesThisComputersAptAlone(t *testing.T) {
+	lists := func() string { return strings.Join(files(t, "/var/lib/apt/lists"), "\n") }
+	before := lists()
+	if !strings.Contains(before, "Packages") {
+		t.Fatal("there are no package lists to lose: the test is blind (apt-get update)")
+	}
+	w := newWorld(t)
+	w.write("t.yaml", "name: base\nbuild:\n  qemu:\n    from: {debian: bookworm}\n")
+	cmd := w.command("build", "t.yaml", "--skip-test")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var made []string
+	for end := time.Now().Add(8 * time.Minute); len(made) == 0 && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		made, _ = filepath.Glob(filepath.Join(w.home, "cache", "bases", "*.raw"))
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if len(made) != 1 {
+		t.Fatal("no base was made")
+	}
+	if got := lists(); got != before {
+		t.Errorf("the package lists were\n%s\nand are\n%s", before, got)
+	}
+}
