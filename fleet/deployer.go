@@ -62,7 +62,8 @@ type Request struct {
 // Result is what came of a call.
 type Result struct {
 	Record
-	Unchanged bool // the image serves already: nothing was done
+	Unchanged bool     // the image serves already: nothing was done
+	Serving   *Release // what serves after the call; nil if nothing does
 }
 
 // Deploy brings the fleet to the request. It returns once all traffic is on
@@ -280,7 +281,10 @@ func (d *Deployer) session(ctx context.Context, f func(*session) (Result, error)
 	if err != nil {
 		return res, err
 	}
-	return f(&session{Deployer: d, log: l, history: h})
+	s := &session{Deployer: d, log: l, history: h}
+	res, err = f(s)
+	res.Serving = s.history.Current()
+	return res, err
 }
 
 // start writes the plan of a new deployment and carries it out.

@@ -74,8 +74,8 @@ func describeDeployment(r fleet.Result) string {
 	switch {
 	case r.ID == "":
 		return ""
-	case r.Unchanged:
-		return fmt.Sprintf("fleet %s runs %s already\n", r.Fleet, name)
+	case r.Unchanged: // the last deployment may have been one that was rolled back
+		return fmt.Sprintf("fleet %s runs %s already\n", r.Fleet, r.Serving.Spec.Image.Name+":"+r.Serving.Spec.Image.Version)
 	case r.State == fleet.RolledBack:
 		return fmt.Sprintf("refused %s: %s; fleet %s went back\n", name, r.Reason, r.Fleet)
 	}

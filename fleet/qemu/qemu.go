@@ -37,6 +37,8 @@ import (
 type Config struct {
 	Memory template.Size `yaml:"memory,omitempty" json:"memory,omitempty" jsonschema:"description=memory of each instance,default=256M"`
 	CPUs   int           `yaml:"cpus,omitempty" json:"cpus,omitempty" jsonschema:"description=processors of each instance; 0 chooses,minimum=0"`
+
+	Shutdown template.Duration `yaml:"shutdown_timeout,omitempty" json:"shutdown_timeout,omitempty" jsonschema:"description=longest clean shutdown of an instance before it is killed; default 30s"`
 }
 
 // Deps are what the pool stands on.
@@ -51,7 +53,7 @@ type Pool struct {
 	deps  Deps
 	name  string
 	vms   machines
-	grace time.Duration // for a guest to obey the power button
+	grace time.Duration // Config.Shutdown
 }
 
 var _ fleet.Pool = (*Pool)(nil)
@@ -75,7 +77,10 @@ func New(cfg Config, deps Deps, fleetName string) (*Pool, error) {
 	if cfg.CPUs < 0 || cfg.CPUs > 256 {
 		return nil, fmt.Errorf("pool.qemu.cpus: %d is out of range", cfg.CPUs)
 	}
-	return &Pool{cfg: cfg, deps: deps, name: fleetName, vms: processes{}, grace: 5 * time.Second}, nil
+	if cfg.Shutdown == 0 {
+		cfg.Shutdown = template.Duration(30 * time.Second)
+	}
+	return &Pool{cfg: cfg, deps: deps, name: fleetName, vms: processes{}, grace: time.Duration(cfg.Shutdown)}, nil
 }
 
 // Groups implements fleet.Pool.
