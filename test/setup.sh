@@ -21,6 +21,9 @@ parts=(
   /usr/bin/busybox:busybox-static
 )
 
+# A user other than root makes a Debian base in a user namespace of its own.
+[[ $(id -u) -eq 0 ]] || parts+=(newuidmap:uidmap)
+
 missing=()
 for p in "${parts[@]}"; do
   what=${p%%:*} package=${p#*:}
