@@ -9,6 +9,9 @@ import (
 // esc doubles commas: QEMU's way to write one inside an option.
 func esc(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
+// ramFD is the descriptor that a savable machine finds its memory at.
+const ramFD = 3
+
 // args is the command line. No secret is in it: seeds go by file.
 func (c Config) args(accel Accel, ports map[int]int, seeds seedFiles) ([]string, error) {
 	arch := hostArch(c.Arch)
@@ -38,6 +41,9 @@ func (c Config) args(accel Accel, ports map[int]int, seeds seedFiles) ([]string,
 	for _, guest := range sortedPorts(ports) {
 		fwd += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:%d", ports[guest], guest)
 	}
+	if c.Savable {
+		machine += ",memory-backend=ram0"
+	}
 	a := []string{
 		"-name", "guest=" + esc(c.Name),
 		"-pidfile", c.pidfile(),
@@ -51,9 +57,15 @@ func (c Config) args(accel Accel, ports map[int]int, seeds seedFiles) ([]string,
 		"-drive", "if=none,id=disk0,file=" + esc(c.Disk) + ",format=" + esc(c.DiskFormat) + ",cache=" + cache + ",discard=unmap,detect-zeroes=unmap",
 		"-device", "virtio-blk-pci,drive=disk0,bootindex=1",
 		"-netdev", "user,id=net0" + fwd,
-		"-device", "virtio-net-pci,netdev=net0,romfile=,mac=" + macOf(c.Dir),
+		"-device", "virtio-net-pci,netdev=net0,romfile=,mac=" + c.mac(),
 		"-object", "rng-random,id=rng0,filename=/dev/urandom",
 		"-device", "virtio-rng-pci,rng=rng0",
+	}
+	if c.Savable {
+		a = append(a, "-object", fmt.Sprintf("memory-backend-file,id=ram0,size=%dk,share=on,mem-path=/proc/self/fd/%d", c.Memory/1024, ramFD))
+	}
+	if c.Resume != "" {
+		a = append(a, "-S", "-incoming", "defer")
 	}
 	if sandboxed {
 		a = append(a, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")

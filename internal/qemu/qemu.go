@@ -26,6 +26,9 @@ type Config struct {
 	BindToOwner bool          // die with this process (builds); otherwise a daemon (fleets)
 	QuitAfter   time.Duration // grace for a clean shutdown; 0: 60 s
 	Accel       Accel         // "": what DetectAccel finds
+	MAC         string        // "": follows from Dir
+	Savable     bool          // Save will be called: only where CanSave, with BindToOwner
+	Resume      string        // directory that Save filled: go on from there instead of booting
 }
 
 // Seed is what a guest is told at first boot, by NoCloud or by credentials.

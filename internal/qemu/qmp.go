@@ -88,6 +88,11 @@ func (m *monitor) read(greeted chan<- struct{}) {
 
 // run executes one command and waits for its answer.
 func (m *monitor) run(ctx context.Context, name string, args any) error {
+	return m.ask(ctx, name, args, nil)
+}
+
+// ask is run for a command whose answer matters: into is filled from it.
+func (m *monitor) ask(ctx context.Context, name string, args, into any) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	req := map[string]any{"execute": name}
@@ -118,6 +123,11 @@ func (m *monitor) run(ctx context.Context, name string, args any) error {
 	case msg := <-m.reply:
 		if msg.Error != nil {
 			return fmt.Errorf("QEMU refused %s: %s", name, msg.Error.Desc)
+		}
+		if into != nil {
+			if err := json.Unmarshal(msg.Return, into); err != nil {
+				return fmt.Errorf("QEMU's answer to %s: %w", name, err)
+			}
 		}
 		return nil
 	case <-m.closed:

@@ -47,7 +47,8 @@ type VM struct {
 	mon  *monitor // kept open for machines bound to this process
 	done chan struct{}
 	poll sync.Once
-	own  bool // started by this process: done is closed by its waiter
+	own  bool     // started by this process: done is closed by its waiter
+	ram  *os.File // of a savable machine
 
 	mu     sync.Mutex
 	reason string // why QEMU says it ended
@@ -103,6 +104,8 @@ func (c Config) check() error {
 		return errors.New("a machine's directories and disk must be absolute paths")
 	case c.Memory < 64<<20:
 		return fmt.Errorf("memory of %d bytes is too little to boot: give at least 64M", c.Memory)
+	case c.Savable && !(CanSave && c.BindToOwner), c.Resume != "" && !c.Savable:
+		return errors.New("this machine's memory cannot be saved")
 	case len(c.socket()) > 100:
 		return fmt.Errorf("run directory %s is too long for a socket", c.RunDir)
 	}
@@ -170,9 +173,15 @@ func (c Config) launch(ctx context.Context, accel Accel, seeds seedFiles) (*VM, 
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = logf, logf
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if c.Savable {
+		if vm.ram, err = newRAM(c.Memory); err != nil {
+			return nil, err
+		}
+		cmd.ExtraFiles = []*os.File{vm.ram} // ramFD
+	}
 	wait, err := spawn(cmd, c.BindToOwner)
 	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", filepath.Base(bin), err)
+		return nil, errors.Join(fmt.Errorf("start %s: %w", filepath.Base(bin), err), vm.closeRAM())
 	}
 	ended := make(chan error, 1)
 	monDone := make(chan struct{})
@@ -181,13 +190,18 @@ func (c Config) launch(ctx context.Context, accel Accel, seeds seedFiles) (*VM, 
 		ended <- err
 		<-monDone // the reader has seen the last event
 		vm.mu.Lock()
-		vm.exit = err
+		vm.exit = errors.Join(err, vm.closeRAM())
 		vm.mu.Unlock()
 		close(vm.done)
 	}()
 	vm.rec.PID = cmd.Process.Pid
 	vm.rec.Started, _ = startTime(vm.rec.PID)
+	filled := vm.fill(ctx) // while QEMU starts
 	mon, err := vm.connect(ctx, ended)
+	err = errors.Join(err, <-filled)
+	if err == nil && c.Resume != "" {
+		err = vm.load(ctx, mon)
+	}
 	if err == nil {
 		err = vm.rec.save(c.Dir)
 	}
@@ -467,6 +481,13 @@ func freePorts(guest []int) (map[int]int, error) {
 }
 
 func sortedPorts(m map[int]int) []int { return slices.Sorted(maps.Keys(m)) }
+
+func (c Config) mac() string {
+	if c.MAC != "" {
+		return c.MAC
+	}
+	return macOf(c.Dir)
+}
 
 // macOf is a stable, locally administered address in QEMU's own range.
 func macOf(dir string) string {
