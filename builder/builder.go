@@ -58,6 +58,7 @@ type Endpoint struct {
 	Addr     string // host:port of sshd
 	User     string
 	Signer   ssh.Signer      // the build's own key
+	Key      []byte          // the same as OpenSSH writes it, for a person's ssh
 	HostKeys []ssh.PublicKey // pinned; empty is refused
 	Ports    map[int]string  // guest port → host:port, for ports asked for at boot
 }

@@ -157,10 +157,11 @@ func (d *debian) make(ctx context.Context, path string) (err error) {
 	// As root in mount and process namespaces of its own: mmdebstrap mounts /proc
 	// and /sys below the directory and starts many processes, and with the first
 	// process of the namespaces, which dies with this one, all of that is gone.
-	mode, within := "root", []string{"env"}
+	mode, within, owner := "root", []string{"env"}, []string{"env"}
 	own := []string{"unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--"}
 	if os.Geteuid() != 0 {
 		mode, within, own = "unshare", []string{"mmdebstrap", "--unshare-helper"}, []string{"env"} // it makes its own
+		owner = ownerOfBoth
 		dir, err := d.shared(path)
 		if err != nil {
 			return err
@@ -169,7 +170,7 @@ func (d *debian) make(ctx context.Context, path string) (err error) {
 		root, disk = filepath.Join(dir, "root"), filepath.Join(dir, "disk")
 	}
 	remove := func(ctx context.Context) error {
-		return runLogged(ctx, exec.CommandContext(ctx, within[0], append(within[1:], "rm", "-rf", "--one-file-system", root)...))
+		return runLogged(ctx, exec.CommandContext(ctx, owner[0], append(owner[1:], "rm", "-rf", "--one-file-system", root)...))
 	}
 	if err := remove(ctx); err != nil { // of a killed run
 		return err
@@ -195,13 +196,21 @@ func (d *debian) make(ctx context.Context, path string) (err error) {
 	if err := bootdisk.Create(disk, d.size); err != nil {
 		return err
 	}
-	if disk != path {
-		if err := os.Chmod(disk, 0o666); err != nil {
-			return err
+	// Nobody but the guest's root, and then nobody but this user, can write to the disk.
+	give := func(id string) error {
+		if disk == path {
+			return nil
 		}
+		return runLogged(ctx, exec.CommandContext(ctx, owner[0], append(owner[1:], "chown", id, disk)...))
+	}
+	if err := give("1:1"); err != nil {
+		return err
 	}
 	mkfs := append(within[1:], "env", "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin", "E2FSPROGS_FAKE_TIME=1700000000")
 	if err := runLogged(ctx, exec.CommandContext(ctx, within[0], append(mkfs, bootdisk.MkfsArgs(disk, root, d.size)...)...)); err != nil {
+		return err
+	}
+	if err := give("0:0"); err != nil {
 		return err
 	}
 	if disk != path {
@@ -212,18 +221,37 @@ func (d *debian) make(ctx context.Context, path string) (err error) {
 	return bootdisk.Finish(ctx, path, d.size)
 }
 
+// ownerOfBoth runs a command as the owner of this user's files (id 0) and of
+// those of mmdebstrap's user namespace (ids from 1).
+var ownerOfBoth = []string{"unshare", "--user", "--map-root-user", "--map-auto", "--"}
+
 // shared makes a directory that the subordinate ids of a user namespace can
 // reach: /tmp is the only such place. Its name follows from the base's, so that
-// what a killed run left is found by the next.
+// what a killed run left is found by the next, and by Sweep.
 func (d *debian) shared(path string) (string, error) {
-	dir := filepath.Join(os.TempDir(), fmt.Sprintf("rebake-base-%d-%.16s", os.Getuid(), filepath.Base(path)))
-	if err := os.RemoveAll(dir); err != nil {
+	dir := sharedDir(path)
+	if err := removeShared(dir); err != nil {
 		return "", err
 	}
 	if err := os.Mkdir(dir, 0o711); err != nil {
 		return "", err
 	}
 	return dir, os.Chmod(dir, 0o711)
+}
+
+func sharedDir(path string) string {
+	sum := sha256.Sum256([]byte(strings.TrimSuffix(path, ".tmp")))
+	return filepath.Join(os.TempDir(), fmt.Sprintf("rebake-base-%d-%x", os.Getuid(), sum[:8]))
+}
+
+func removeShared(dir string) error {
+	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if out, err := exec.Command(ownerOfBoth[0], append(ownerOfBoth[1:], "rm", "-rf", "--one-file-system", dir)...).CombinedOutput(); err != nil {
+		return fmt.Errorf("remove %s: %w: %s", dir, err, strings.TrimSpace(string(out)))
+	}
+	return nil
 }
 
 // runLogged runs a tool; its lines are events, the last ones are in its error.

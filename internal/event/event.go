@@ -5,11 +5,8 @@
 package event
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"io"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -88,7 +85,7 @@ func (s scope) send(e Event) {
 	if e.Task == 0 {
 		e.Task, e.Name = s.task, s.name
 	}
-	e.Text, e.Err = s.red.Clean(e.Text), s.red.Clean(e.Err)
+	e.Name, e.Text, e.Err = s.red.Clean(e.Name), s.red.Clean(e.Text), s.red.Clean(e.Err)
 	s.sink(e)
 }
 
@@ -130,7 +127,7 @@ func Warnf(ctx context.Context, format string, a ...any) {
 }
 
 // Progressing returns a function for byte counters; it passes on at most 10 a second
-// and always the last.
+// and always the one that reaches the total.
 func Progressing(ctx context.Context) func(done, total int64) {
 	var mu sync.Mutex
 	var last time.Time
@@ -143,76 +140,4 @@ func Progressing(ctx context.Context) func(done, total int64) {
 		last = time.Now()
 		from(ctx).send(Event{Kind: Progress, Done: done, Total: total})
 	}
-}
-
-// Writer returns a writer that turns each line into an output event. Close sends the rest.
-func Writer(ctx context.Context) io.WriteCloser { return &lines{s: from(ctx)} }
-
-const maxLine = 16 << 10
-
-type lines struct {
-	mu  sync.Mutex
-	s   scope
-	buf []byte
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.buf = append(l.buf, p...)
-	for {
-		i := bytes.IndexByte(l.buf, '\n')
-		if i < 0 && len(l.buf) < maxLine {
-			return len(p), nil
-		}
-		n := i + 1
-		if i < 0 {
-			i, n = maxLine, maxLine
-		}
-		l.s.send(Event{Kind: Output, Text: strings.TrimRight(string(l.buf[:i]), "\r")})
-		l.buf = append(l.buf[:0], l.buf[n:]...)
-	}
-}
-
-func (l *lines) Close() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.buf) > 0 {
-		l.s.send(Event{Kind: Output, Text: strings.TrimRight(string(l.buf), "\r")})
-		l.buf = nil
-	}
-	return nil
-}
-
-// Redactor replaces secrets in everything that is told. The nil one changes nothing.
-type Redactor struct {
-	mu      sync.RWMutex
-	secrets []string
-}
-
-// Add registers secrets; each line of a multi-line one is a secret too. Values
-// under 4 bytes are not replaced: they would blank out ordinary text.
-func (r *Redactor) Add(values ...string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, v := range values {
-		for _, line := range append([]string{v}, strings.Split(v, "\n")...) {
-			if line = strings.TrimSpace(line); len(line) >= 4 {
-				r.secrets = append(r.secrets, line)
-			}
-		}
-	}
-}
-
-// Clean returns s with every secret as "‹redacted›".
-func (r *Redactor) Clean(s string) string {
-	if r == nil || s == "" {
-		return s
-	}
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	for _, v := range r.secrets {
-		s = strings.ReplaceAll(s, v, "‹redacted›")
-	}
-	return s
 }

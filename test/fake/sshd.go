@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,6 +24,7 @@ type SSHD struct {
 	Authorized ssh.PublicKey
 	Shell      string        // $SHELL of sessions; "" is /bin/sh
 	Path       string        // $PATH of sessions; "" is this process's
+	Root       string        // what is "/" for sftp; sessions start in its root/, their HOME; "" is this machine's
 	NoSFTP     bool          // as dropbear without sftp-server
 	NoSignals  bool          // ignore signal requests, as servers may
 	Delay      time.Duration // added to each direction of a connection
@@ -193,9 +195,7 @@ func (s *SSHD) session(ctx context.Context, ch ssh.Channel, reqs <-chan *ssh.Req
 				if good = !s.NoSFTP; good {
 					go func() {
 						defer close(ended)
-						if srv, err := sftp.NewServer(ch); err == nil {
-							_ = srv.Serve()
-						}
+						s.sftp(ch)
 					}()
 				}
 			case "signal":
@@ -213,6 +213,22 @@ func (s *SSHD) session(ctx context.Context, ch ssh.Channel, reqs <-chan *ssh.Req
 	}
 }
 
+func (s *SSHD) sftp(ch ssh.Channel) {
+	if s.Root == "" {
+		if srv, err := sftp.NewServer(ch); err == nil {
+			_ = srv.Serve()
+		}
+		return
+	}
+	root, err := os.OpenRoot(s.Root)
+	if err != nil {
+		return
+	}
+	defer root.Close()
+	t := tree{root}
+	_ = sftp.NewRequestServer(ch, sftp.Handlers{FileGet: t, FilePut: t, FileCmd: t, FileList: t}, sftp.WithStartDirectory("/root")).Serve()
+}
+
 func (s *SSHD) command(kind, line string) *exec.Cmd {
 	shell := s.Shell
 	if shell == "" {
@@ -227,6 +243,10 @@ func (s *SSHD) command(kind, line string) *exec.Cmd {
 		cmd = exec.Command(shell)
 	}
 	cmd.Env = []string{"SHELL=" + shell, "HOME=/nonexistent", "PATH=" + path}
+	if s.Root != "" {
+		cmd.Dir = filepath.Join(s.Root, "root")
+		cmd.Env[1] = "HOME=" + cmd.Dir
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	return cmd
 }
