@@ -14,6 +14,7 @@ import (
 	"github.com/rebake/rebake/internal/atomicfile"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -66,7 +67,12 @@ type Builder struct {
 	cfg  Config
 	deps Deps
 	src  source
+
+	mu   sync.Mutex
+	held map[string][]*flock.Flock // locks of checkpoints, by machine
 }
+
+var _ builder.Checkpointer = (*Builder)(nil)
 
 // source is where a base comes from.
 type source interface {
@@ -158,9 +164,13 @@ func (b *Builder) BootTest(ctx context.Context, id string, d artifact.Disk, port
 	if !ok {
 		return nil, fmt.Errorf("a %T was not captured by this builder", d)
 	}
+	if ports == nil {
+		ports = []int{}
+	}
 	return b.start(ctx, id, "test-"+id, cd.base, cd.path, "qcow2", 0, ports)
 }
 
+// start boots a machine on a disk; with ports (even none) it is one for tests.
 func (b *Builder) start(ctx context.Context, id, host string, base base, backing, format string, size int64, ports []int) (builder.Machine, error) {
 	dir := b.deps.State.Build(id)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -174,32 +184,43 @@ func (b *Builder) start(ctx context.Context, id, host string, base base, backing
 	if err != nil {
 		return nil, err
 	}
-	overlay := filepath.Join(dir, "disk.qcow2")
+	overlay := filepath.Join(dir, layerName)
 	if err := qemu.CreateOverlay(ctx, overlay, backing, format, size); err != nil {
 		return nil, err
 	}
-	accel, why := qemu.DetectAccel(ctx, b.cfg.Arch)
-	if backing == base.path { // said once a build
+	seed := qemu.Seed{Kind: base.Seed, InstanceID: id, Hostname: host, User: base.User,
+		AuthorizedKeys: []string{ssh.AuthorizedLine(login.Signer.PublicKey())}, HostKeyPEM: hostKey.PEM}
+	cfg := b.config(dir, overlay, base.Base, seed)
+	cfg.Name = "rebake-" + host
+	if ports != nil {
+		cfg.Ports, cfg.MAC, cfg.Savable = ports, "", false
+	} else {
+		accel, why := qemu.DetectAccel(ctx, b.cfg.Arch)
+		cfg.Accel = accel
 		event.Infof(ctx, "accelerator %s: %s", accel, why)
 	}
-	vm, err := qemu.Start(ctx, qemu.Config{
-		Name: "rebake-" + host, Accel: accel, Dir: dir, RunDir: runDir(dir), Disk: overlay, DiskFormat: "qcow2",
-		Memory: int64(b.cfg.Memory), CPUs: b.cfg.CPUs, Arch: b.cfg.Arch, Firmware: b.cfg.Firmware, Ports: ports,
-		BindToOwner: true, QuitAfter: b.cfg.Shutdown,
-		Seed: qemu.Seed{Kind: base.Seed, InstanceID: id, Hostname: host, User: base.User,
-			AuthorizedKeys: []string{ssh.AuthorizedLine(login.Signer.PublicKey())}, HostKeyPEM: hostKey.PEM},
-	})
+	vm, err := qemu.Start(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
-	return &machine{b: b, vm: vm, base: base, overlay: overlay, login: login.Signer, host: hostKey.Signer.PublicKey()}, nil
+	return &machine{b: b, id: id, vm: vm, base: base, overlay: overlay, size: size, seed: seed,
+		loginPEM: login.PEM, login: login.Signer, host: hostKey.Signer.PublicKey()}, nil
+}
+
+// config is the machine of a build.
+func (b *Builder) config(dir, disk string, base builder.Base, seed qemu.Seed) qemu.Config {
+	return qemu.Config{
+		Name: "rebake-" + seed.Hostname, Dir: dir, RunDir: runDir(dir), Disk: disk, DiskFormat: "qcow2",
+		Memory: int64(b.cfg.Memory), CPUs: b.cfg.CPUs, Arch: b.cfg.Arch, Firmware: base.Firmware, MAC: buildMAC,
+		BindToOwner: true, Savable: qemu.CanSave, QuitAfter: b.cfg.Shutdown, Seed: seed,
+	}
 }
 
 func runDir(dir string) string { return state.RunFor("b", dir) }
 
 // Destroy implements builder.Builder.
 func (b *Builder) Destroy(ctx context.Context, id string) error {
-	return Destroy(ctx, b.deps.State, id)
+	return errors.Join(Destroy(ctx, b.deps.State, id), b.letGo(id))
 }
 
 // Destroy removes machine id of any builder of this kind.
@@ -217,19 +238,27 @@ func Destroy(ctx context.Context, d state.Dir, id string) error {
 
 // machine implements builder.Machine.
 type machine struct {
-	b       *Builder
-	vm      *qemu.VM
-	base    base
-	overlay string
-	login   gossh.Signer
-	host    gossh.PublicKey
+	b        *Builder
+	id       string
+	vm       *qemu.VM
+	base     base
+	overlay  string   // what it writes now
+	layers   []string // checkpoints below that, undermost first
+	size     int64    // of the disk
+	seed     qemu.Seed
+	loginPEM []byte
+	login    gossh.Signer
+	host     gossh.PublicKey
 }
 
 func (m *machine) Done() <-chan struct{} { return m.vm.Done() }
 func (m *machine) Console(n int) string  { return m.vm.Console(n) }
 
 // Endpoint implements builder.Machine.
-func (m *machine) Endpoint(context.Context) (builder.Endpoint, error) {
+func (m *machine) Endpoint(ctx context.Context) (builder.Endpoint, error) {
+	if ctx.Err() != nil {
+		return builder.Endpoint{}, context.Cause(ctx)
+	}
 	if !m.vm.Running() {
 		return builder.Endpoint{}, fmt.Errorf("the machine stopped; its console ends with:\n%s", m.vm.Console(2000))
 	}
@@ -259,7 +288,7 @@ func (m *machine) Capture(ctx context.Context) (artifact.Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	return openCaptured(m.overlay, m.base, content)
+	return m.captured(content)
 }
 
 // baseContent is the base's chunk map in the store; a base that came from
