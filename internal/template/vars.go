@@ -330,6 +330,9 @@ func (l *loader) resolve(v *variable) error {
 		}
 		v.taint, v.canon = taintOf(v.def), plainValue(v.def, true)
 	}
+	if _, is := v.value.(bool); is && v.Sensitive {
+		return l.fail(v.line, v.column, "remove sensitive: from it", "variable %q: a bool cannot be sensitive: there are but two values to guess, and every true in the output would be redacted", v.name)
+	}
 	if v.Sensitive {
 		v.taint, v.canon = []string{v.name}, "var:"+v.name
 		l.scope.hide(v.value, 1)

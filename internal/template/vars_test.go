@@ -233,6 +233,15 @@ provision:
 	}
 }
 
+func TestABoolCannotBeSensitive(t *testing.T) {
+	for name, decl := range map[string]string{"default": "{sensitive: true, default: true}", "type": "{sensitive: true, type: bool}"} {
+		_, err := loadText(t, partHead+"variables:\n  t: "+decl+"\n", Options{Environ: []string{"REBAKE_VAR_t=false"}})
+		if err == nil || !strings.Contains(err.Error(), "t.yaml:4:3: variable \"t\": a bool cannot be sensitive") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestMessagesHideSensitiveValues(t *testing.T) {
 	for name, c := range map[string]struct {
 		text string
