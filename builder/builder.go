@@ -4,7 +4,9 @@ package builder
 
 import (
 	"context"
+	"errors"
 	"net"
+	"time"
 
 	"github.com/rebake/rebake/artifact"
 	"golang.org/x/crypto/ssh"
@@ -27,6 +29,35 @@ type Builder interface {
 	// Destroy removes machine id and all it left; nil if there is none.
 	Destroy(ctx context.Context, id string) error
 }
+
+// Checkpointer is the optional power of a builder to save a machine between two
+// steps and to go on from there. All methods are safe for concurrent use.
+type Checkpointer interface {
+	// Find returns the checkpoint of a key, if there is one that this builder can
+	// go on from. It is cheap, and keeps nothing from being evicted.
+	Find(ctx context.Context, key artifact.Digest) (Checkpoint, bool, error)
+	// BootFrom starts machine id as it was at the checkpoint. What the machine
+	// writes from then on is its own. ErrNoCheckpoint if it is gone or damaged.
+	BootFrom(ctx context.Context, id string, c Checkpoint) (Machine, error)
+	// Save makes a checkpoint of a running machine whose guest has written
+	// everything to its disk. note is kept with it. It returns once the machine
+	// goes on; finish makes the checkpoint durable, and then it can be found. nil
+	// finish: there is one already. After an error the machine goes on as well.
+	Save(ctx context.Context, m Machine, key artifact.Digest, memory bool, note []byte) (finish func(context.Context) error, err error)
+}
+
+// Checkpoint is a saved state of a machine.
+type Checkpoint struct {
+	Key    artifact.Digest `json:"key"`
+	Memory bool            `json:"memory"` // false: only its disk, which boots
+	Taken  time.Time       `json:"taken"`
+	Size   int64           `json:"size"` // bytes that it occupies
+	Note   []byte          `json:"-"`
+	Base   Base            `json:"base"`
+}
+
+// ErrNoCheckpoint is wrapped by BootFrom.
+var ErrNoCheckpoint = errors.New("no such checkpoint")
 
 // Base tells what a build starts from.
 type Base struct {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	"github.com/lima-vm/go-qcow2reader/image"
 	"github.com/lima-vm/go-qcow2reader/image/qcow2"
@@ -22,36 +23,46 @@ type captured struct {
 	own     *qcow2.Qcow2 // knows the overlay alone
 }
 
-func openCaptured(path string, base base, content artifact.Digest) (*captured, error) {
-	whole, err := openOverlay(path, base.path, func(r io.ReaderAt, size int64) image.Image { return &below{r: r, size: size, allocated: true} })
+// captured opens the machine's disk: its overlay, the checkpoints below it, the base.
+func (m *machine) captured(content artifact.Digest) (*captured, error) {
+	chain := map[string]bool{}
+	for _, l := range m.layers {
+		chain[filepath.Join(m.b.deps.State.Checkpoints(), l, layerName)] = true
+	}
+	whole, err := openOverlay(m.overlay, m.base.path, chain, func(r io.ReaderAt, size int64) image.Image { return &below{r: r, size: size, allocated: true} })
 	if err != nil {
 		return nil, err
 	}
-	own, err := openOverlay(path, base.path, func(r io.ReaderAt, size int64) image.Image { return &below{r: r, size: size} })
+	own, err := openOverlay(m.overlay, m.base.path, chain, func(r io.ReaderAt, size int64) image.Image { return &below{r: r, size: size} })
 	if err != nil {
 		return nil, errors.Join(err, whole.Close())
 	}
-	return &captured{path: path, base: base, content: content, whole: whole, own: own}, nil
+	return &captured{path: m.overlay, base: m.base, content: content, whole: whole, own: own}, nil
 }
 
-// openOverlay opens a qcow2 that this process had QEMU write, over the raw
-// base that it was made on and over no other file.
-func openOverlay(path, backing string, wrap func(io.ReaderAt, int64) image.Image) (*qcow2.Qcow2, error) {
+// openOverlay opens a qcow2 that this process had QEMU write, over layers that
+// QEMU wrote before and the raw base, and over no other file.
+func openOverlay(path, backing string, layers map[string]bool, wrap func(io.ReaderAt, int64) image.Image) (*qcow2.Qcow2, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	img, err := qcow2.Open(f, func(r io.ReaderAt, _ image.Type) (image.Image, error) {
+	var open func(r io.ReaderAt, _ image.Type) (image.Image, error)
+	open = func(r io.ReaderAt, _ image.Type) (image.Image, error) {
 		b, ok := r.(*os.File)
-		if !ok || b.Name() != backing {
-			return &below{}, fmt.Errorf("the overlay is not on its base")
+		switch {
+		case ok && b.Name() == backing:
+			st, err := b.Stat()
+			if err != nil {
+				return &below{}, err
+			}
+			return wrap(r, st.Size()), nil
+		case ok && layers[b.Name()]:
+			return qcow2.Open(b, open)
 		}
-		st, err := b.Stat()
-		if err != nil {
-			return &below{}, err
-		}
-		return wrap(r, st.Size()), nil
-	})
+		return &below{}, fmt.Errorf("the overlay is not on its base")
+	}
+	img, err := qcow2.Open(f, open)
 	if err == nil {
 		err = img.Readable()
 	}

@@ -19,22 +19,22 @@ import (
 
 // Files that Save makes in its directory.
 const (
-	ramName   = "ram"
+	ramName   = "memory"
 	stateName = "devices"
 )
 
 // maxDevices bounds the devices' state: it is about 1 MiB.
 const maxDevices = 64 << 20
 
-// Save writes the machine's memory and devices into dir, and freezes its disk:
-// what the file holds that was its disk stays as it is, and all that the guest
-// writes from now on goes to next, an overlay that CreateLayer made on it. The
-// guest stands still for as long as this takes and goes on afterwards, also
-// after an error; frozen says whether next is the machine's disk then. Nothing
-// is synced to the medium.
-func (vm *VM) Save(ctx context.Context, dir, next string) (frozen bool, err error) {
-	if vm.ram == nil || vm.mon == nil {
-		return false, errors.New("this machine's memory cannot be saved")
+// Save freezes the machine's disk: what the file holds that was its disk stays
+// as it is, and all that the guest writes from now on goes to next, an overlay
+// that CreateLayer made on it. With memory it writes the machine's memory and
+// devices into dir too. The guest stands still for as long as this takes and
+// goes on afterwards, also after an error; frozen says whether next is the
+// machine's disk then. Nothing is synced to the medium.
+func (vm *VM) Save(ctx context.Context, dir, next string, memory bool) (frozen bool, err error) {
+	if memory && vm.ram == nil || vm.mon == nil {
+		return false, errors.New("this machine's state cannot be saved")
 	}
 	if err := vm.mon.run(ctx, "stop", nil); err != nil {
 		return false, err
@@ -49,6 +49,9 @@ func (vm *VM) Save(ctx context.Context, dir, next string) (frozen bool, err erro
 		return false, err
 	}
 	vm.cfg.Disk = next
+	if !memory {
+		return true, nil
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return dumpRAM(gctx, vm.ram, vm.cfg.Memory, filepath.Join(dir, ramName)) })
 	g.Go(func() error { return vm.saveDevices(gctx, filepath.Join(dir, stateName)) })
@@ -236,6 +239,23 @@ func hostCPU() string {
 		}
 	}
 	return strings.Join(lines, "\n")
+}
+
+// SaveVars copies a UEFI machine's variables into dir; RestoreVars is its inverse.
+func (vm *VM) SaveVars(dir string) error { return copyVarsFile(vm.cfg.Dir, dir) }
+
+// RestoreVars gives the machine that will start in dir the variables that SaveVars kept.
+func RestoreVars(from, dir string) error { return copyVarsFile(from, dir) }
+
+func copyVarsFile(from, to string) error {
+	data, err := os.ReadFile(filepath.Join(from, varsName))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(to, varsName), data, 0o600)
 }
 
 // CreateLayer makes the overlay that Save continues on. backing is the name

@@ -98,11 +98,11 @@ func TestMachinesGoOnFromASavedState(t *testing.T) {
 			t.Fatal(err)
 		}
 		began := time.Now()
-		frozen, err := vm.Save(ctx, dir, next)
+		frozen, err := vm.Save(ctx, dir, next, true)
 		if err != nil || !frozen {
 			t.Fatalf("frozen %v: %v", frozen, err)
 		}
-		ram, _ := os.Stat(filepath.Join(dir, "ram"))
+		ram, _ := os.Stat(filepath.Join(dir, "memory"))
 		dev, _ := os.Stat(filepath.Join(dir, "devices"))
 		t.Logf("%s: saved in %s: memory %d KiB, devices %d KiB", c.Name, time.Since(began).Round(time.Millisecond), ram.Size()>>10, dev.Size()>>10)
 		return next

@@ -39,6 +39,15 @@ func NewKey() (Key, error) {
 	return Key{Signer: signer, Authorized: AuthorizedLine(signer.PublicKey()), PEM: pair.Private}, nil
 }
 
+// ParseKey reads a private key as NewKey's PEM has it.
+func ParseKey(pem []byte) (Key, error) {
+	signer, err := ssh.ParsePrivateKey(pem)
+	if err != nil {
+		return Key{}, fmt.Errorf("read the private key: %w", err)
+	}
+	return Key{Signer: signer, Authorized: AuthorizedLine(signer.PublicKey()), PEM: pem}, nil
+}
+
 // AuthorizedLine is a public key as rebake writes it into authorized_keys.
 func AuthorizedLine(k ssh.PublicKey) string {
 	return string(bytes.TrimSpace(ssh.MarshalAuthorizedKey(k))) + " " + comment

@@ -51,6 +51,9 @@ func (d Dir) Downloads() string { return filepath.Join(string(d), "cache", "down
 // Disks holds images materialised as sparse raw files, by content digest.
 func (d Dir) Disks() string { return filepath.Join(string(d), "cache", "disks") }
 
+// Checkpoints are saved states of build machines, by key.
+func (d Dir) Checkpoints() string { return filepath.Join(string(d), "cache", "checkpoints") }
+
 // Builds holds one directory per build or test machine.
 func (d Dir) Builds() string { return filepath.Join(string(d), "builds") }
 
