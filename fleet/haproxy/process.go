@@ -124,8 +124,19 @@ func difference(have, want string) string {
 // rebake in between leaves no HAProxy that nobody knows.
 const launch = `printf '%s\n' $$ >"$1.tmp" && mv -f "$1.tmp" "$1" && exec "$2" -f "$3" 3>&-`
 
+// look finds HAProxy also where Debian puts it and a plain user's PATH does not look.
+func look(binary string) (string, error) {
+	path, err := exec.LookPath(binary)
+	if err != nil && filepath.Base(binary) == binary {
+		if path, err := exec.LookPath(filepath.Join("/usr/sbin", binary)); err == nil {
+			return path, nil
+		}
+	}
+	return path, err
+}
+
 func (r *Router) start(ctx context.Context) error {
-	bin, err := exec.LookPath(r.cfg.Binary)
+	bin, err := look(r.cfg.Binary)
 	if err != nil {
 		return fmt.Errorf("find HAProxy: %w (Debian: apt-get install haproxy; or set router.haproxy.binary)", err)
 	}

@@ -3,7 +3,6 @@
 package doctor
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -32,16 +31,11 @@ type Finding struct {
 // minFree is the disk space below which a bake is likely to end half way.
 const minFree = 4 << 30
 
-// Check looks for every part, on this machine as it is. The state directory is
-// where space is needed. It never fails: what cannot be found out is not OK.
+// Check looks for every part, on this machine as it is. The state directory,
+// which need not be there yet, is where space is needed. It never fails: what
+// cannot be found out is not OK.
 func Check(ctx context.Context, stateDir string) []Finding {
-	m := machine{
-		os: runtime.GOOS, arch: runtime.GOARCH, root: os.Getuid() == 0,
-		look: exec.LookPath, output: output, glob: globbed, accel: accel,
-		free: func() (int64, error) { return freeSpace(stateDir) },
-	}
-	m.installer = m.findInstaller()
-	return m.check(ctx)
+	return thisMachine(stateDir).check(ctx)
 }
 
 // machine is what the checks ask; tests answer in its place.
@@ -52,8 +46,43 @@ type machine struct {
 	look      func(name string) (string, error)
 	output    func(ctx context.Context, argv ...string) (string, error)
 	glob      func(pattern string) bool
+	uefi      func(arch string) bool
 	accel     func(ctx context.Context, arch string) (name, reason string)
 	free      func() (int64, error)
+}
+
+func thisMachine(stateDir string) machine {
+	m := machine{
+		os: runtime.GOOS, arch: runtime.GOARCH, root: os.Geteuid() == 0,
+		look: look, output: output, glob: globbed, accel: accel,
+		uefi: func(arch string) bool { _, _, ok := qemu.UEFI(arch); return ok },
+		free: func() (int64, error) { return freeSpace(existing(stateDir)) },
+	}
+	m.installer = m.findInstaller()
+	return m
+}
+
+// existing is dir or the nearest directory above it that is there.
+func existing(dir string) string {
+	for {
+		if _, err := os.Stat(dir); err == nil || dir == filepath.Dir(dir) {
+			return dir
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+// look finds a program as the parts of rebake do: administrators' directories
+// are not in everybody's PATH.
+func look(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	for _, dir := range []string{"/usr/local/sbin", "/usr/sbin", "/sbin"} {
+		if err == nil {
+			break
+		}
+		path, err = exec.LookPath(filepath.Join(dir, name))
+	}
+	return path, err
 }
 
 func accel(ctx context.Context, arch string) (string, string) {
@@ -66,18 +95,33 @@ func globbed(pattern string) bool {
 	return err == nil && len(found) > 0
 }
 
-// output runs a version query, at most 10 s long.
+const answerLimit = 10 * time.Second
+
+// output runs a query; its answer is cut after 16 KiB.
 func output(ctx context.Context, argv ...string) (string, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, 10*time.Second, fmt.Errorf("%s gave no answer within 10s", argv[0]))
+	return outputWithin(ctx, answerLimit, argv...)
+}
+
+func outputWithin(ctx context.Context, limit time.Duration, argv ...string) (string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it gave no answer within %s", limit))
 	defer cancel()
-	var out bytes.Buffer
+	var out head
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Stdout, cmd.Stderr = &out, &out // mke2fs -V answers on standard error
+	cmd.Stdout, cmd.Stderr = &out, &out    // mke2fs -V answers on standard error
+	cmd.WaitDelay = 100 * time.Millisecond // its children may hold the pipe
 	err := cmd.Run()
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	return out.String(), err
+	return string(out), err
+}
+
+// head keeps the first 16 KiB of what is written.
+type head []byte
+
+func (h *head) Write(p []byte) (int, error) {
+	*h = append(*h, p[:min(len(p), 16<<10-len(*h))]...)
+	return len(p), nil
 }
 
 // program is a part that is one executable.
@@ -88,19 +132,20 @@ type program struct {
 	tested  string   // an older one may do
 	needed  string
 	pkg     string // the installer's key, see install.go
-	linux   bool   // of use on Linux alone
+	debian  bool   // of use where Debian bases are made
 	option  bool
 }
 
 func (m machine) programs() []program {
-	const debian = "bakes from: {debian: …}"
+	const bases = "bakes from: {debian: …}"
 	return []program{
 		{name: qemu.Binary(m.arch), ask: []string{"--version"}, tested: "7.2", needed: "boots machines", pkg: "qemu"},
 		{name: "qemu-img", ask: []string{"--version"}, tested: "7.2", needed: "makes disks", pkg: "qemu-img"},
 		{name: "haproxy", ask: []string{"-v"}, atLeast: "2.6", needed: "fleets behind router: {haproxy: …}", pkg: "haproxy"},
-		{name: "mmdebstrap", ask: []string{"--version"}, needed: debian, pkg: "mmdebstrap", linux: true},
-		{name: "apt-get", ask: []string{"--version"}, needed: debian + ": packages and the guest's kernel", pkg: "apt", linux: true},
-		{name: "mke2fs", ask: []string{"-V"}, atLeast: "1.43", needed: debian, pkg: "mke2fs", linux: true},
+		{name: "mmdebstrap", ask: []string{"--version"}, needed: bases, pkg: "mmdebstrap", debian: true},
+		{name: "apt-get", ask: []string{"--version"}, needed: bases + ": packages and the guest's kernel", pkg: "apt", debian: true},
+		{name: "mke2fs", ask: []string{"-V"}, atLeast: "1.43", needed: bases, pkg: "mke2fs", debian: true},
+		{name: "grub-mkimage", ask: []string{"--version"}, needed: "makes the disks of from: {debian: …} bootable", pkg: "grub-mkimage", debian: true},
 		{name: "git", ask: []string{"--version"}, needed: "${{ git.… }} and the commit in an image's lineage", pkg: "git", option: true},
 	}
 }
@@ -111,31 +156,34 @@ func (m machine) check(ctx context.Context) []Finding {
 		found = append(found, m.program(ctx, p))
 	}
 	found = append(found, m.bootFiles()...)
+	found = append(found, m.namespaces(ctx)...)
 	return append(found, m.acceleration(ctx), m.space())
 }
+
+// makesBases tells whether from: {debian: …} is for this machine.
+func (m machine) makesBases() bool { return m.os == "linux" && m.arch == "amd64" }
 
 var versionRE = regexp.MustCompile(`[0-9]+(\.[0-9]+)+`)
 
 func (m machine) program(ctx context.Context, p program) Finding {
 	f := Finding{Part: p.name, Needed: p.needed, Optional: p.option}
-	if p.linux && m.os != "linux" {
+	if p.debian && !m.makesBases() {
 		f.Optional = true
-		f.Why = "Linux alone has it; use from: {url: …, checksum: …} or from: {image: …} here"
+		f.Why = "Debian bases are made on Linux on amd64 alone; use from: {url: …, checksum: …} or from: {image: …} here"
 		return f
 	}
 	path, err := m.look(p.name)
-	if err != nil && strings.HasPrefix(p.name, "mke2fs") {
-		path, err = m.look("/sbin/mke2fs") // not in everybody's PATH
-	}
 	if err != nil {
 		f.Why, f.Fix = "not found in PATH", m.fix(p.pkg)
 		return f
 	}
 	text, err := m.output(ctx, append([]string{path}, p.ask...)...)
-	f.Version = versionRE.FindString(text)
+	if err == nil { // else a number in it is of something else
+		f.Version = versionRE.FindString(text)
+	}
 	switch {
 	case err != nil:
-		f.Why, f.Fix = fmt.Sprintf("%s does not run: %v", path, err), m.fix(p.pkg)
+		f.Why, f.Fix = fmt.Sprintf("%s does not run: %s", path, said(text, err)), m.fix(p.pkg)
 	case f.Version == "":
 		f.Why, f.Fix = path+" tells no version", m.fix(p.pkg)
 	case p.atLeast != "" && older(f.Version, p.atLeast):
@@ -164,24 +212,63 @@ func older(have, want string) bool {
 	return false
 }
 
+// said is an error with the first line that the program printed.
+func said(text string, err error) string {
+	first, _, _ := strings.Cut(strings.TrimSpace(text), "\n")
+	if first == "" {
+		return err.Error()
+	}
+	return fmt.Sprintf("%v: %.200s", err, first)
+}
+
 // bootFiles looks for what makes a disk bootable.
 func (m machine) bootFiles() []Finding {
-	if m.os != "linux" {
-		return nil
-	}
-	f := Finding{Needed: "makes the disks of from: {debian: …} bootable"}
-	switch m.arch {
-	case "amd64":
-		f.Part = "grub-pc"
-		f.OK = m.glob("/usr/lib/grub/i386-pc/boot.img")
-	case "arm64":
-		f.Part, f.Needed = "UEFI firmware", "boots arm64 machines"
-		f.OK = m.glob("/usr/share/AAVMF/AAVMF_CODE*.fd") || m.glob("/usr/share/qemu-efi-aarch64/QEMU_EFI.fd") || m.glob("/usr/share/edk2/aarch64/QEMU_EFI*")
+	var f Finding
+	fix := ""
+	switch {
+	case m.makesBases():
+		f = Finding{Part: "grub-pc", Needed: "makes the disks of from: {debian: …} bootable", OK: m.glob("/usr/lib/grub/i386-pc/boot.img")}
+		fix = "grub"
+	case m.arch == "arm64":
+		f = Finding{Part: "UEFI firmware", Needed: "boots arm64 machines", OK: m.uefi("arm64")}
+		fix = "firmware"
 	default:
 		return nil
 	}
 	if !f.OK {
-		f.Why, f.Fix = "its files are not installed", m.fix(map[string]string{"amd64": "grub", "arm64": "firmware"}[m.arch])
+		f.Why, f.Fix = "its files are not installed", m.fix(fix)
+	}
+	return []Finding{f}
+}
+
+// namespaces tries what a user other than root makes a Debian base in.
+func (m machine) namespaces(ctx context.Context) []Finding {
+	if !m.makesBases() || m.root {
+		return nil
+	}
+	f := Finding{Part: "user namespaces", Needed: "bakes from: {debian: …} without root"}
+	for _, p := range []struct{ name, pkg string }{{"unshare", "unshare"}, {"newuidmap", "uidmap"}} {
+		if _, err := m.look(p.name); err != nil {
+			f.Why, f.Fix = p.name+" is not found in PATH", m.fix(p.pkg)
+			return []Finding{f}
+		}
+	}
+	text, err := m.output(ctx, "unshare", "--user", "--map-root-user", "--map-auto", "--", "true")
+	if f.OK = err == nil; f.OK {
+		return []Finding{f}
+	}
+	f.Why = "unshare failed: " + said(text, err)
+	switch {
+	case strings.Contains(text, "map-auto"):
+		f.Why, f.Fix = "unshare knows no --map-auto: util-linux 2.38 or later is needed", m.fix("unshare")
+	case strings.Contains(text, "subuid"), strings.Contains(text, "subgid"):
+		f.Fix = "sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $USER"
+	case strings.Contains(text, "not permitted"), strings.Contains(text, "ermission denied"):
+		f.Fix = "sudo sysctl -w kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0 (one of them may not exist), or bake as root"
+	case strings.Contains(text, "No space left"):
+		f.Fix = "sudo sysctl -w user.max_user_namespaces=15000"
+	default:
+		f.Fix = "bake as root"
 	}
 	return []Finding{f}
 }
@@ -195,8 +282,12 @@ func (m machine) acceleration(ctx context.Context) Finding {
 	f.Version, f.Why = m.accel(ctx, m.arch)
 	f.OK = f.Version != string(qemu.TCG)
 	f.Why = strings.TrimPrefix(f.Why, f.Version+": ")
-	if !f.OK && strings.Contains(f.Why, "not yours") {
-		f.Fix = "sudo usermod -aG kvm $USER, then log in again"
+	switch {
+	case f.OK:
+	case strings.Contains(f.Why, "not yours"):
+		f.Why, f.Fix = "/dev/kvm is not yours to open", "sudo usermod -aG kvm $USER, then log in again"
+	case strings.Contains(f.Why, "no /dev/kvm"):
+		f.Fix = "turn virtualisation on in the firmware (in a virtual machine: nested virtualisation in its host), then: sudo modprobe kvm-intel || sudo modprobe kvm-amd"
 	}
 	return f
 }

@@ -49,8 +49,14 @@ func (m machine) packages(part string) map[installer]string {
 		return map[installer]string{apt: "git", brew: "git", dnf: "git", pacman: "git"}
 	case "grub":
 		return map[installer]string{apt: "grub-pc-bin", dnf: "grub2-pc-modules"}
+	case "grub-mkimage":
+		return map[installer]string{apt: "grub-common"}
+	case "unshare":
+		return map[installer]string{apt: "util-linux", dnf: "util-linux", pacman: "util-linux"}
+	case "uidmap":
+		return map[installer]string{apt: "uidmap", dnf: "shadow-utils", pacman: "shadow"}
 	case "firmware":
-		return map[installer]string{apt: "qemu-efi-aarch64", dnf: "edk2-aarch64", pacman: "edk2-aarch64"}
+		return map[installer]string{apt: "qemu-efi-aarch64", brew: "qemu", dnf: "edk2-aarch64", pacman: "edk2-aarch64"}
 	}
 	return nil
 }
@@ -76,6 +82,9 @@ func (m machine) fix(part string) string {
 		return sudo + "dnf install -y " + pkg
 	case pacman:
 		return sudo + "pacman -S --needed " + pkg
+	}
+	if !m.glob("/var/lib/apt/lists/*Packages*") {
+		return sudo + "apt-get update && " + sudo + "apt-get install -y " + pkg
 	}
 	return sudo + "apt-get install -y " + pkg
 }
