@@ -17,7 +17,7 @@ import (
 type Builder interface {
 	// Key is what decides the booted machine: base bytes and the hardware that
 	// leaks into the guest. It may resolve and read local files, downloads nothing.
-	Key(ctx context.Context) (artifact.Digest, error)
+	Key(ctx context.Context) (artifact.Inputs, error)
 	// Prepare makes the base available (download, bootstrap, materialise) and
 	// returns what it is. It is the slow part that a cache saves.
 	Prepare(ctx context.Context) (Base, error)

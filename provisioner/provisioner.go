@@ -16,8 +16,9 @@ type Provisioner interface {
 	// Key is what decides the step's effect: rendered config, environment,
 	// digests of every local input (path, mode, type, link target, sha256; no
 	// mtime, no owner, no absolute path). !ok: always run, cache nothing after it.
-	// A sensitive value enters by name, never by value.
-	Key(ctx context.Context) (key artifact.Digest, ok bool, err error)
+	// A sensitive value enters by name, never by value. A step that may read the
+	// network besides also has Fetches() bool.
+	Key(ctx context.Context) (in artifact.Inputs, ok bool, err error)
 	// Provision does it. It reports through internal/event and obeys ctx.
 	Provision(ctx context.Context, g Guest) error
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/internal/event"
 )
 
@@ -25,10 +24,6 @@ type optioned struct {
 	Provisioner
 	pause, timeout time.Duration
 	retries        int
-}
-
-func (o *optioned) Key(ctx context.Context) (artifact.Digest, bool, error) {
-	return o.Provisioner.Key(ctx)
 }
 
 func (o *optioned) Provision(ctx context.Context, g Guest) error {

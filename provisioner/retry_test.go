@@ -20,7 +20,7 @@ type counted struct {
 	tries int
 }
 
-func (c *counted) Key(context.Context) (artifact.Digest, bool, error) { return "sha256:k", true, nil }
+func (c *counted) Key(context.Context) (artifact.Inputs, bool, error) { return "sha256:k", true, nil }
 func (c *counted) Provision(ctx context.Context, _ provisioner.Guest) error {
 	c.tries++
 	return c.f(ctx, c.tries)
@@ -80,14 +80,4 @@ func TestWithOptionsStopsWhenToldTo(t *testing.T) {
 			t.Errorf("%v after %d tries", err, s.tries)
 		}
 	})
-}
-
-func TestMask(t *testing.T) {
-	for _, c := range []struct{ in, want string }{
-		{"a hunter2 b", "a \x00secret\x00 b"}, {"plain", "plain"}, {"xy", "\x00secret\x00"}, {"oxygen", "oxygen"},
-	} {
-		if got := provisioner.Mask(c.in, []string{"hunter2", "xy", ""}); got != c.want {
-			t.Errorf("Mask(%q) = %q, want %q", c.in, got, c.want)
-		}
-	}
 }

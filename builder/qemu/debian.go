@@ -93,12 +93,16 @@ func orElse(s, or string) string {
 	return s
 }
 
-func (d *debian) key(context.Context) (string, error) {
-	h := sha256.New()
+func (d *debian) key(_ context.Context, in *artifact.Inputs) error {
 	epoch := time.Now().Unix() / int64(max(d.maxAge, time.Second)/time.Second)
-	fmt.Fprintf(h, "%q\n", []string{recipeVersion, d.suite, packages, essentialHook, customizeHook, bootdisk.ID, grubConfig(),
-		strings.Join(d.apt.sources, "\n"), strings.Join(d.apt.conf, "\n"), fmt.Sprint(d.size), fmt.Sprint(epoch)})
-	return hex.EncodeToString(h.Sum(nil)), nil
+	in.Add("from.debian", d.suite)
+	in.Add("base made since", time.Unix(epoch*int64(d.maxAge/time.Second), 0).UTC().Format(time.RFC3339))
+	in.Add("apt sources", strings.Join(d.apt.sources, "\n"))
+	in.Add("apt settings", strings.Join(d.apt.conf, "\n"))
+	in.Add("size", fmt.Sprint(d.size))
+	recipe := sha256.Sum256([]byte(strings.Join([]string{recipeVersion, packages, essentialHook, customizeHook, bootdisk.ID, grubConfig()}, "\x00")))
+	in.Add("recipe", hex.EncodeToString(recipe[:]))
+	return nil
 }
 
 func grubConfig() string {
@@ -106,11 +110,12 @@ func grubConfig() string {
 }
 
 func (d *debian) prepare(ctx context.Context) (base, error) {
-	key, err := d.key(ctx)
-	if err != nil {
+	var in artifact.Inputs
+	if err := d.key(ctx, &in); err != nil {
 		return base{}, err
 	}
-	b := base{path: filepath.Join(d.deps.State.Bases(), key+".raw"), Base: builder.Base{Ref: "debian:" + d.suite, Digest: artifact.Digest("sha256:" + key),
+	key := in.Digest().Hex()
+	b := base{path: filepath.Join(d.deps.State.Bases(), key+".raw"), Base: builder.Base{Ref: "debian:" + d.suite, Digest: in.Digest(),
 		Arch: "amd64", Firmware: "bios", Seed: "credentials", User: "root", DiskSize: d.size}}
 	return b, once(ctx, b.path, func(tmp string) error {
 		event.Infof(ctx, "making a Debian %s base (kept for %s); this takes a minute or two", d.suite, d.maxAge)

@@ -57,8 +57,10 @@ func newDownload(cfg Config, deps Deps) (source, error) {
 	return d, nil
 }
 
-func (d *download) key(context.Context) (string, error) {
-	return string(d.sum) + " " + d.cfg.From.Seed, nil
+func (d *download) key(_ context.Context, in *artifact.Inputs) error {
+	in.Add("from.checksum", string(d.sum))
+	in.Add("from.seed", d.cfg.From.Seed)
+	return nil
 }
 
 func (d *download) prepare(ctx context.Context) (base, error) {

@@ -6,14 +6,12 @@ package qemu
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"github.com/rebake/rebake/internal/atomicfile"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
@@ -77,7 +75,7 @@ var _ builder.Checkpointer = (*Builder)(nil)
 // source is where a base comes from.
 type source interface {
 	// key decides the base's bytes; it downloads nothing.
-	key(ctx context.Context) (string, error)
+	key(ctx context.Context, in *artifact.Inputs) error
 	// prepare makes the base's raw disk available.
 	prepare(ctx context.Context) (base, error)
 }
@@ -126,17 +124,15 @@ func New(cfg Config, deps Deps) (*Builder, error) {
 func (b *Builder) SSHTimeout() time.Duration { return b.cfg.SSH.Timeout }
 
 // Key implements builder.Builder.
-func (b *Builder) Key(ctx context.Context) (artifact.Digest, error) {
-	k, err := b.src.key(ctx)
-	if err != nil {
+func (b *Builder) Key(ctx context.Context) (in artifact.Inputs, err error) {
+	if err := b.src.key(ctx, &in); err != nil {
 		return "", err
 	}
-	raw, err := json.Marshal([]any{"qemu-builder-v1", k, b.cfg.Arch, b.cfg.Firmware, b.cfg.Disk, b.cfg.SSH.User})
-	if err != nil {
-		return "", err
-	}
-	sum := sha256.Sum256(raw)
-	return artifact.Digest("sha256:" + hex.EncodeToString(sum[:])), nil
+	in.Add("arch", orElse(b.cfg.Arch, runtime.GOARCH))
+	in.Add("firmware", b.cfg.Firmware)
+	in.Add("disk", b.cfg.Disk.String())
+	in.Add("ssh.user", b.cfg.SSH.User)
+	return in, nil
 }
 
 // Prepare implements builder.Builder.

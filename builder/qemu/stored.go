@@ -25,12 +25,13 @@ func newStored(cfg Config, deps Deps) (source, error) {
 	return &stored{ref: ref, cfg: cfg, deps: deps}, nil
 }
 
-func (s *stored) key(ctx context.Context) (string, error) {
+func (s *stored) key(ctx context.Context, in *artifact.Inputs) error {
 	img, err := s.deps.Store.Resolve(ctx, s.ref)
 	if err != nil {
-		return "", fmt.Errorf("from.image: %w", err)
+		return fmt.Errorf("from.image: %w", err)
 	}
-	return string(img.Digest), nil
+	in.Add("from.image", string(img.Digest))
+	return nil
 }
 
 func (s *stored) prepare(ctx context.Context) (base, error) {

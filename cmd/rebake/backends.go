@@ -59,14 +59,21 @@ func newProvisioner(s template.Step, env pipeline.StepEnv) (p provisioner.Provis
 		if err := s.Block.Decode(&cfg); err != nil {
 			return nil, err
 		}
-		cfg.Exports = env.Env
-		p, err = shell.New(cfg, env.Dir, env.Secrets...)
+		cfg.Exports, cfg.Keyed = env.Env, new(shell.Config)
+		if err := s.Block.Masked().Decode(cfg.Keyed); err != nil {
+			return nil, err
+		}
+		p, err = shell.New(cfg, env.Dir)
 	case "file":
 		var cfg file.Config
 		if err := s.Block.Decode(&cfg); err != nil {
 			return nil, err
 		}
-		p, err = file.New(cfg, env.Dir, env.Secrets...)
+		cfg.Keyed = new(file.Config)
+		if err := s.Block.Masked().Decode(cfg.Keyed); err != nil {
+			return nil, err
+		}
+		p, err = file.New(cfg, env.Dir)
 	default:
 		err = fmt.Errorf("unknown provisioner %q", s.Kind)
 	}

@@ -40,12 +40,13 @@ type Config struct {
 	Mode        string   `yaml:"mode" json:"mode,omitempty" jsonschema_description:"octal mode of files; directories get x where they get r; default: as they are here"`
 	Exclude     []string `yaml:"exclude" json:"exclude,omitempty" jsonschema_description:"globs, matched with the path below the source and with the name; dir/ means directories only"`
 	Sudo        bool     `yaml:"sudo" json:"sudo,omitempty" jsonschema_description:"put it there as root, by sudo -n, if the user is not root"`
+
+	Keyed *Config `yaml:"-" json:"-"` // the same with var:NAME for each sensitive value, for the key; nil: there is none
 }
 
 type step struct {
 	cfg     Config
 	dir     string
-	secrets []string
 	tree    *tree
 	into    string // directory of the guest that the tree goes into
 }
@@ -53,9 +54,9 @@ type step struct {
 var accountName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*\$?$`)
 
 // New checks the config and finds the sources, relative to dir: a missing one
-// is said before a machine boots. secrets are values that the key must not hold.
-func New(cfg Config, dir string, secrets ...string) (provisioner.Provisioner, error) {
-	s := &step{cfg: cfg, dir: dir, secrets: secrets}
+// is said before a machine boots.
+func New(cfg Config, dir string) (provisioner.Provisioner, error) {
+	s := &step{cfg: cfg, dir: dir}
 	sources := cfg.Sources
 	if cfg.Source != "" {
 		sources = append([]string{cfg.Source}, sources...)
@@ -212,25 +213,28 @@ func (s *step) applyMode() error {
 
 // Key implements provisioner.Provisioner. A download changes nothing in the
 // guest: its key is good as long as what it brings is there.
-func (s *step) Key(context.Context) (artifact.Digest, bool, error) {
-	k := struct {
-		Kind, Destination, Into, Owner, Group, Mode, Source string
-		Sudo                                                bool
-		Tree                                                []keyed
-	}{Kind: "file/1", Destination: s.cfg.Destination, Into: s.into, Owner: s.cfg.Owner, Group: s.cfg.Group, Mode: s.cfg.Mode, Sudo: s.cfg.Sudo}
-	ok := true
-	if s.tree == nil {
-		k.Kind, k.Source = "file-download/1", s.cfg.Source+strings.Join(s.cfg.Sources, "")
-		_, err := os.Stat(s.local())
-		ok = err == nil
-	} else {
-		var err error
-		if k.Tree, err = s.tree.key(func(v string) string { return provisioner.Mask(v, s.secrets) }); err != nil {
-			return "", false, err
-		}
+func (s *step) Key(context.Context) (in artifact.Inputs, ok bool, err error) {
+	k := s.cfg
+	if k.Keyed != nil {
+		k = *k.Keyed
 	}
-	d, err := provisioner.Digest(k)
-	return d, ok && err == nil, err
+	if s.tree == nil {
+		in.Add("download", k.Source+strings.Join(k.Sources, ""))
+		in.Add("destination", k.Destination)
+		_, err := os.Stat(s.local()) // not there: it must run
+		return in, err == nil, nil
+	}
+	in.Add("destination", s.into)
+	in.Add("owner", k.Owner)
+	in.Add("group", k.Group)
+	in.Add("mode", k.Mode)
+	in.Add("sudo", fmt.Sprint(k.Sudo))
+	if k.Content != nil {
+		in.Add("content", *k.Content)
+		in.Add("name", path.Base(s.cfg.Destination))
+		return in, true, nil
+	}
+	return in, true, s.tree.key(&in)
 }
 
 // Provision implements provisioner.Provisioner.

@@ -14,6 +14,8 @@ import (
 	"sort"
 	"strings"
 	"time"
+
+	"github.com/rebake/rebake/artifact"
 )
 
 // tree is an fs.FS of files from several places of the local disk, under the
@@ -133,34 +135,27 @@ func (t *tree) names() []string {
 	return l
 }
 
-// keyed is what an entry of the tree is in the step's key.
-type keyed struct {
-	Path, Type string
-	Mode       fs.FileMode
-	Link       string `json:",omitempty"`
-	Sum        string `json:",omitempty"`
-}
-
-func (t *tree) key(mask func(string) string) ([]keyed, error) {
-	var l []keyed
+// key adds each entry's path with its type, mode, link target and digest.
+func (t *tree) key(in *artifact.Inputs) error {
 	for _, name := range t.names() {
 		n := t.nodes[name]
-		k := keyed{Path: name, Type: n.mode.Type().String(), Mode: n.mode & (fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky), Link: n.link}
-		if n.mode.Type() == fs.ModeSymlink {
-			k.Mode = 0 // differs between systems and means nothing
-		}
-		if n.mode.IsRegular() {
+		mode := n.mode & (fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky)
+		value := fmt.Sprintf("%s %v", n.mode.Type(), mode)
+		switch {
+		case n.mode.Type() == fs.ModeSymlink: // its mode differs between systems and means nothing
+			value = "-> " + n.link
+		case n.mode.IsRegular():
 			h := sha256.New()
 			if n.path == "" {
-				h.Write([]byte(mask(string(n.data))))
+				h.Write(n.data)
 			} else if err := hash(h, n.path); err != nil {
-				return nil, err
+				return err
 			}
-			k.Sum = hex.EncodeToString(h.Sum(nil))
+			value += " sha256:" + hex.EncodeToString(h.Sum(nil))
 		}
-		l = append(l, k)
+		in.Add("file "+name, value)
 	}
-	return l, nil
+	return nil
 }
 
 func hash(w io.Writer, p string) error {

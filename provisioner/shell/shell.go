@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/internal/event"
@@ -40,6 +41,7 @@ type Config struct {
 	Binary            bool              `yaml:"binary" json:"binary,omitempty" jsonschema_description:"send the script as it is, without mending CR LF line ends"`
 
 	Exports map[string]string `yaml:"-" json:"-"` // REBAKE_… of the caller; Env wins
+	Keyed   *Config           `yaml:"-" json:"-"` // the same with var:NAME for each sensitive value, for the key; nil: there is none
 }
 
 // maxScript bounds what is read into memory.
@@ -48,7 +50,6 @@ const maxScript = 16 << 20
 type step struct {
 	cfg     Config
 	scripts []script
-	secrets []string
 }
 
 type script struct {
@@ -57,9 +58,9 @@ type script struct {
 }
 
 // New checks the config and reads its scripts, relative to dir: what is wrong
-// is said before a machine boots. secrets are values that the key must not hold.
-func New(cfg Config, dir string, secrets ...string) (provisioner.Provisioner, error) {
-	s := &step{cfg: cfg, secrets: secrets}
+// is said before a machine boots.
+func New(cfg Config, dir string) (provisioner.Provisioner, error) {
+	s := &step{cfg: cfg}
 	given := 0
 	for _, is := range []bool{len(cfg.Inline) > 0, cfg.Script != "", len(cfg.Scripts) > 0} {
 		if is {
@@ -131,30 +132,45 @@ func read(path string) ([]byte, error) {
 	return body, nil
 }
 
+// maxShown bounds the scripts that the key shows as they are.
+const maxShown = 4 << 10
+
 // Key implements provisioner.Provisioner.
-func (s *step) Key(context.Context) (artifact.Digest, bool, error) {
-	type key struct {
-		Kind             string
-		Scripts          []string
-		Env              map[string]string
-		Interpreter      string
-		Sudo             bool
-		ValidExitCodes   []int
-		ExpectDisconnect bool
-		RemoteFolder     string
-		SkipClean        bool
+func (s *step) Key(context.Context) (in artifact.Inputs, ok bool, err error) {
+	k := s.cfg
+	if k.Keyed != nil {
+		k = *k.Keyed
 	}
-	k := key{"shell/1", nil, s.env(), s.cfg.Interpreter, s.cfg.Sudo, s.cfg.ValidExitCodes, s.cfg.ExpectDisconnect, s.cfg.RemoteFolder, s.cfg.SkipClean}
-	for _, sc := range s.scripts {
-		sum := sha256.Sum256([]byte(provisioner.Mask(string(sc.body), s.secrets)))
-		k.Scripts = append(k.Scripts, hex.EncodeToString(sum[:]))
+	if len(k.Inline) > 0 {
+		in.Add("inline", strings.Join(k.Inline, "\n"))
+	} else {
+		for i, sc := range s.scripts {
+			body := string(sc.body)
+			if len(body) > maxShown || !utf8.ValidString(body) {
+				sum := sha256.Sum256(sc.body)
+				body = "sha256:" + hex.EncodeToString(sum[:])
+			}
+			in.Add(fmt.Sprintf("script %d", i+1), body)
+		}
 	}
-	for name, v := range k.Env {
-		k.Env[name] = provisioner.Mask(v, s.secrets)
+	env := map[string]string{}
+	maps.Copy(env, s.cfg.Exports)
+	maps.Copy(env, k.Env)
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		in.Add("env "+name, env[name])
 	}
-	d, err := provisioner.Digest(k)
-	return d, err == nil, err
+	in.Add("interpreter", k.Interpreter)
+	in.Add("sudo", fmt.Sprint(k.Sudo))
+	in.Add("valid_exit_codes", fmt.Sprint(k.ValidExitCodes))
+	in.Add("expect_disconnect", fmt.Sprint(k.ExpectDisconnect))
+	in.Add("remote_folder", k.RemoteFolder)
+	in.Add("skip_clean", fmt.Sprint(k.SkipClean))
+	in.Add("binary", fmt.Sprint(k.Binary))
+	return in, true, nil
 }
+
+// Fetches says that a script may read the network, which no key can tell.
+func (s *step) Fetches() bool { return true }
 
 func (s *step) env() map[string]string {
 	env := map[string]string{}

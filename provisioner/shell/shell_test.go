@@ -205,13 +205,21 @@ func TestKey(t *testing.T) {
 	write(t, dir, "b.sh", "echo b")
 	base := func() shell.Config { return shell.Config{Script: "a.sh", Env: map[string]string{"TOKEN": "hunter2"}} }
 	key := func(c shell.Config) string {
-		p, err := shell.New(c, dir, "hunter2", "hunter3")
+		keyed := c
+		if v := c.Env["TOKEN"]; strings.HasPrefix(v, "hunter") { // as Block.Masked has it
+			keyed.Env = map[string]string{"TOKEN": "var:token"}
+		}
+		c.Keyed = &keyed
+		p, err := shell.New(c, dir)
 		if err != nil {
 			t.Fatal(err)
 		}
 		k, ok, err := p.Key(context.Background())
 		if err != nil || !ok {
 			t.Fatal(ok, err)
+		}
+		if strings.Contains(string(k), "hunter") {
+			t.Errorf("the key tells a secret: %s", k)
 		}
 		return string(k)
 	}

