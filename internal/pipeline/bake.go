@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/rebake/rebake/internal/atomicfile"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -66,7 +65,12 @@ func (k *bake) run(ctx context.Context) (img artifact.Image, logPath string, err
 	}
 	logPath, ctx, closeLog := k.openLog(ctx, c.id)
 	defer closeLog()
-	defer func() { err = errors.Join(err, k.cleanUp(ctx, c)) }()
+	defer func() {
+		err = errors.Join(err, k.cleanUp(ctx, c))
+		if err != nil && logPath != "" {
+			event.Infof(ctx, "the build's log: %s", logPath)
+		}
+	}()
 
 	base, err := event.Do(ctx, "prepare base", k.builder.Prepare)
 	if err != nil {
@@ -78,21 +82,25 @@ func (k *bake) run(ctx context.Context) (img artifact.Image, logPath string, err
 	if err != nil {
 		return img, logPath, err
 	}
-	defer func() { k.keepConsole(mach, c.id, err) }()
+	defer func() {
+		if err != nil {
+			k.keepConsole(ctx, mach, c.id)
+		}
+	}()
 	guest, err := event.Do(ctx, "connect", func(ctx context.Context) (*ssh.Client, error) {
 		return connect(ctx, mach, k.sshTimeout())
 	})
 	if err != nil {
-		return img, logPath, err
+		return img, logPath, k.keep(ctx, c.id, mach, nil, err)
 	}
 	defer guest.Close()
 	for _, s := range k.steps {
-		if err := k.provision(ctx, s, guest, mach); err != nil {
-			return img, logPath, err
+		if err := k.provision(ctx, s, guest); err != nil {
+			return img, logPath, k.keep(ctx, c.id, mach, guest, err)
 		}
 	}
 	if err := event.Run(ctx, "seal", func(ctx context.Context) error { return k.seal(ctx, guest, mach) }); err != nil {
-		return img, logPath, k.keep(ctx, mach, err)
+		return img, logPath, k.keep(ctx, c.id, mach, guest, err)
 	}
 	disk, err := event.Do(ctx, "shut down", func(ctx context.Context) (artifact.Disk, error) {
 		if err := seal.Shutdown(ctx, guest); err != nil {
@@ -114,13 +122,13 @@ func (k *bake) run(ctx context.Context) (img artifact.Image, logPath string, err
 	return img, logPath, err
 }
 
-func (k *bake) provision(ctx context.Context, s step, g provisioner.Guest, mach builder.Machine) error {
+func (k *bake) provision(ctx context.Context, s step, g provisioner.Guest) error {
 	p := provisioner.WithOptions(s.Provisioner, s.PauseBefore, s.Timeout, s.MaxRetries)
 	err := event.Run(ctx, "provision: "+s.Name, func(ctx context.Context) error { return p.Provision(ctx, g) })
-	if err == nil {
-		return nil
+	if err != nil {
+		return fmt.Errorf("step %q: %w", s.Name, err)
 	}
-	return k.keep(ctx, mach, fmt.Errorf("step %q: %w", s.Name, err))
+	return nil
 }
 
 func (k *bake) seal(ctx context.Context, g provisioner.Guest, mach builder.Machine) error {
@@ -164,12 +172,13 @@ func (k *bake) storeAndTest(ctx context.Context, id string, disk artifact.Disk) 
 			})
 		})
 	}
-	return got, tests, g.Wait()
+	err := g.Wait() // before got and tests are read
+	return got, tests, err
 }
 
 func (k *bake) register(ctx context.Context, id string, base builder.Base, got chunks, tests []artifact.TestResult) (artifact.Image, error) {
 	commit, dirty := gitState(ctx, k.tpl.Dir)
-	img, err := k.env.Store.Register(ctx, artifact.Image{
+	img := artifact.Image{
 		Name: k.tpl.Name, Version: k.version, Content: got.content, Created: now(),
 		Arch: base.Arch, Firmware: base.Firmware, Seed: base.Seed, User: base.User,
 		DiskSize: got.size, StoredNew: got.added, Labels: k.tpl.Labels, Tests: tests,
@@ -178,9 +187,20 @@ func (k *bake) register(ctx context.Context, id string, base builder.Base, got c
 			Parent: base.Ref, ParentDigest: base.Digest, GitCommit: commit, GitDirty: dirty,
 			BuildID: id, Builder: k.build.Kind, Rebake: k.env.Version,
 		},
-	})
-	if err != nil {
-		return img, err
+	}
+	for {
+		done, err := k.env.Store.Register(ctx, img)
+		if err == nil {
+			img = done
+			break
+		}
+		if !k.serial || !errors.Is(err, artifact.ErrExists) {
+			return img, err
+		}
+		if err := k.another(ctx); err != nil {
+			return img, err
+		}
+		img.Version = k.version
 	}
 	img.Tags = k.tags()
 	return img, k.retag(ctx, img.Digest)
@@ -209,22 +229,6 @@ func (k *bake) cleanUp(ctx context.Context, c *claim) error {
 	return c.release(k.env.State)
 }
 
-// keep holds a failed machine up for a person, when asked to.
-func (k *bake) keep(ctx context.Context, mach builder.Machine, failed error) error {
-	if !k.opts.KeepFails || ctx.Err() != nil {
-		return failed
-	}
-	if ep, err := mach.Endpoint(ctx); err == nil {
-		event.Warnf(ctx, "%v", failed)
-		event.Waiting(ctx, "you: the machine is kept at %s@%s (console: %s); interrupt to destroy it", ep.User, ep.Addr, k.env.State.Logs())
-		select {
-		case <-ctx.Done():
-		case <-mach.Done():
-		}
-	}
-	return failed
-}
-
 func (k *bake) sshTimeout() time.Duration {
 	if t, ok := k.builder.(interface{ SSHTimeout() time.Duration }); ok {
 		return t.SSHTimeout()
@@ -250,17 +254,6 @@ func (k *bake) openLog(ctx context.Context, id string) (string, context.Context,
 		}
 	})
 	return path, ctx, func() { f.Close() }
-}
-
-// keepConsole saves a failed machine's console beside the log.
-func (k *bake) keepConsole(mach builder.Machine, id string, err error) {
-	if err == nil {
-		return
-	}
-	if text := mach.Console(1 << 20); text != "" {
-		path := filepath.Join(k.env.State.Logs(), k.tpl.Name+"-"+id+"-console.log")
-		_ = atomicfile.Write(path, []byte(text), 0o600) // evidence only: the error itself is on its way
-	}
 }
 
 // connect dials a machine's guest.

@@ -38,28 +38,58 @@ func claimPath(d state.Dir, id string) string { return filepath.Join(d.Builds(),
 
 // newClaim names a build before it exists.
 func newClaim(d state.Dir, kind, tpl string) (*claim, error) {
-	id := strings.ToLower(ulid.Make().String())
 	if err := os.MkdirAll(d.Builds(), 0o700); err != nil {
 		return nil, err
 	}
-	c := &claim{id: id, lock: flock.New(lockPath(d, id), flock.SetPermissions(0o600))}
-	if ok, err := c.lock.TryLock(); err != nil || !ok {
-		return nil, fmt.Errorf("lock build %s: %w", id, err)
+	c, err := lockNew(d)
+	if err != nil {
+		return nil, err
 	}
-	rec := claimed{ID: id, Kind: kind, Template: tpl, PID: os.Getpid(), Started: now()}
-	if err := atomicfile.Write(claimPath(d, id), jsonLine(rec), 0o600); err != nil {
+	rec := claimed{ID: c.id, Kind: kind, Template: tpl, PID: os.Getpid(), Started: now()}
+	if err := atomicfile.Write(claimPath(d, c.id), jsonLine(rec), 0o600); err != nil {
 		return nil, errors.Join(err, c.release(d))
 	}
 	return c, nil
 }
 
+// lockNew locks a name that is in the directory. A GC that comes between the
+// file and its lock takes the file away: then another name is taken.
+func lockNew(d state.Dir) (*claim, error) {
+	for range 100 {
+		id := strings.ToLower(ulid.Make().String())
+		c := &claim{id: id, lock: flock.New(lockPath(d, id), flock.SetPermissions(0o600))}
+		ok, err := c.lock.TryLock()
+		if err != nil {
+			return nil, fmt.Errorf("lock build %s: %w", id, err)
+		}
+		if ok {
+			mine, err := c.lock.Stat()
+			there, serr := os.Stat(lockPath(d, id))
+			if err == nil && serr == nil && os.SameFile(mine, there) {
+				return c, nil
+			}
+		}
+		if err := c.lock.Close(); err != nil {
+			return nil, err
+		}
+	}
+	return nil, fmt.Errorf("cannot lock a build in %s: something removes the lock files", d.Builds())
+}
+
 // release forgets a build whose machines are gone.
 func (c *claim) release(d state.Dir) error {
-	err := os.Remove(claimPath(d, c.id))
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
+	return errors.Join(forget(d, c.id), c.lock.Close())
+}
+
+// forget removes a claim's files, the lock last: while it is there a GC that
+// was cut off is done again.
+func forget(d state.Dir, id string) error {
+	for _, p := range []string{claimPath(d, id), claimPath(d, id) + ".tmp", lockPath(d, id)} {
+		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
-	return errors.Join(err, os.Remove(lockPath(d, c.id)), c.lock.Close())
+	return nil
 }
 
 // machines are the ids that a build may have used.
@@ -111,9 +141,6 @@ func GC(ctx context.Context, env Env) ([]Removed, error) {
 }
 
 func buildID(name string) string {
-	if strings.HasPrefix(name, ".tmp-") {
-		return name
-	}
 	id, _, _ := strings.Cut(name, ".")
 	id, _, _ = strings.Cut(id, "-")
 	return id
@@ -122,9 +149,6 @@ func buildID(name string) string {
 // collect removes one build if nobody holds its lock.
 func collect(env Env, id string) ([]Removed, error) {
 	d := env.State
-	if strings.HasPrefix(id, ".tmp-") {
-		return []Removed{{id, "half-written file"}}, os.RemoveAll(filepath.Join(d.Builds(), id))
-	}
 	lock := flock.New(lockPath(d, id), flock.SetPermissions(0o600))
 	ok, err := lock.TryLock()
 	if err != nil || !ok {
@@ -155,10 +179,8 @@ func collect(env Env, id string) ([]Removed, error) {
 			gone = append(gone, Removed{"machine " + m, fmt.Sprintf("process %d that built %s is gone", rec.PID, rec.Template)})
 		}
 	}
-	for _, p := range []string{claimPath(d, id), lockPath(d, id)} {
-		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return gone, err
-		}
+	if err := forget(d, id); err != nil {
+		return gone, err
 	}
 	if len(gone) == 0 {
 		gone = append(gone, Removed{"build " + id, "its process is gone"})

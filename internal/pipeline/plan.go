@@ -13,6 +13,7 @@ import (
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/builder"
 	"github.com/rebake/rebake/internal/check"
+	"github.com/rebake/rebake/internal/event"
 	"github.com/rebake/rebake/internal/template"
 	"github.com/rebake/rebake/provisioner"
 )
@@ -40,6 +41,7 @@ type bake struct {
 	steps   []step
 	checks  []namedCheck
 	version string
+	serial  bool // the version is a date serial: another will do
 	inputs  artifact.Digest
 	stable  bool            // inputs decide the result
 	current *artifact.Image // an image of the same inputs
@@ -132,7 +134,7 @@ func (k *bake) choose(ctx context.Context) error {
 		k.version = k.tpl.Version
 	}
 	if k.version == "" {
-		k.version = artifact.NextSerial(versions, now())
+		k.version, k.serial = artifact.NextSerial(versions, now()), true
 		return nil
 	}
 	for _, img := range images {
@@ -148,6 +150,24 @@ func (k *bake) choose(ctx context.Context) error {
 	if k.current != nil && k.current.Version != k.version {
 		k.current = nil // a release was asked for by name
 	}
+	return nil
+}
+
+// another chooses the version after one that a bake at the same time has taken.
+func (k *bake) another(ctx context.Context) error {
+	taken := []string{k.version}
+	if l, ok := k.env.Store.(artifact.Lister); ok {
+		images, err := l.List(ctx, k.tpl.Name)
+		if err != nil {
+			return err
+		}
+		for _, img := range images {
+			taken = append(taken, img.Version)
+		}
+	}
+	was := k.version
+	k.version = artifact.NextSerial(taken, now())
+	event.Infof(ctx, "version %s was taken meanwhile: this is %s", was, k.version)
 	return nil
 }
 
@@ -224,6 +244,9 @@ func bakesOf(ctx context.Context, env Env, tpl *template.Template, opts BakeOpti
 	}
 	if len(bakes) == 0 {
 		return nil, errors.New("the template has no build")
+	}
+	if k := bakes[0]; len(bakes) > 1 && !k.serial {
+		return nil, fmt.Errorf("%d builds cannot all be %s:%s: bake one of them (--only NAME), or give no version", len(bakes), tpl.Name, k.version)
 	}
 	return bakes, nil
 }

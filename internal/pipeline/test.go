@@ -40,14 +40,8 @@ func (k *bake) test(ctx context.Context, id string, disk artifact.Disk) ([]artif
 	}
 	all := append(results[0], results[1]...)
 	all = append(all, differ(ids[0], ids[1])...)
-	var failed []string
-	for _, r := range all {
-		if !r.Passed {
-			failed = append(failed, fmt.Sprintf("%s: %s", r.Name, r.Message))
-		}
-	}
-	if len(failed) > 0 {
-		return all, fmt.Errorf("%w; nothing was stored:\n  %s", ErrTestFailed, strings.Join(failed, "\n  "))
+	if f := failures(all); len(f) > 0 {
+		return all, fmt.Errorf("%w; nothing was stored:\n  %s", ErrTestFailed, strings.Join(f, "\n  "))
 	}
 	return all, nil
 }
@@ -58,7 +52,9 @@ func (k *bake) testBoot(ctx context.Context, id string, disk artifact.Disk, full
 		return nil, who, err
 	}
 	defer func() {
-		k.keepConsole(mach, id, err)
+		if err != nil || len(failures(res)) > 0 {
+			k.keepConsole(ctx, mach, id)
+		}
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 		defer cancel()
 		if derr := k.builder.Destroy(clean, id); derr != nil {
@@ -67,7 +63,7 @@ func (k *bake) testBoot(ctx context.Context, id string, disk artifact.Disk, full
 	}()
 	guest, err := connect(ctx, mach, k.sshTimeout())
 	if err != nil {
-		return nil, who, fmt.Errorf("the sealed image does not boot to SSH: %w", err)
+		return nil, who, k.keep(ctx, id, mach, nil, fmt.Errorf("the sealed image does not boot to SSH: %w", err))
 	}
 	defer guest.Close()
 	if who, err = identify(ctx, guest); err != nil {
@@ -93,7 +89,23 @@ func (k *bake) testBoot(ctx context.Context, id string, disk artifact.Disk, full
 		}
 		res = append(res, one)
 	}
-	return res, who, ctx.Err()
+	if err := ctx.Err(); err != nil {
+		return res, who, context.Cause(ctx)
+	}
+	if f := failures(res); len(f) > 0 {
+		return res, who, k.keep(ctx, id, mach, guest, fmt.Errorf("%w; nothing was stored:\n  %s", ErrTestFailed, strings.Join(f, "\n  ")))
+	}
+	return res, who, nil
+}
+
+// failures are the failed checks with what they found.
+func failures(res []artifact.TestResult) (failed []string) {
+	for _, r := range res {
+		if !r.Passed {
+			failed = append(failed, fmt.Sprintf("%s: %s", r.Name, r.Message))
+		}
+	}
+	return failed
 }
 
 // ports are those that checks connect to.
