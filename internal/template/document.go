@@ -30,6 +30,15 @@ type stepOptions struct {
 	PauseBefore time.Duration `yaml:"pause_before" jsonschema_description:"wait before the step"`
 	Timeout     time.Duration `yaml:"timeout" jsonschema_description:"longest time that one try of the step may take"`
 	MaxRetries  int           `yaml:"max_retries" jsonschema_description:"how often a failed step is tried again"`
+	Cache       *cacheBlock   `yaml:"cache" jsonschema_description:"for how long the step's result may be used again; false: never (a step of provision)"`
+	Inputs      []string      `yaml:"inputs" jsonschema_description:"files, directories and globs besides its own that decide the step's result (a step of provision)"`
+}
+
+// cacheBlock is a step's cache: false, or its options.
+type cacheBlock struct {
+	Use     *bool          `yaml:"use" rebake:"shorthand" jsonschema_description:"false: run the step in every build"`
+	MaxAge  *time.Duration `yaml:"max_age" jsonschema_description:"run the step again once its result is older (24h for shell, no limit for file)"`
+	Refresh string         `yaml:"refresh" jsonschema_description:"command run in the guest before the step; run the step again if it prints something else"`
 }
 
 type fleetBlock struct {

@@ -211,7 +211,7 @@ func without(n *node, drop ...string) *node {
 	return &out
 }
 
-var stepKeys = []string{"name", "only", "except", "pause_before", "timeout", "max_retries"}
+var stepKeys = []string{"name", "only", "except", "pause_before", "timeout", "max_retries", "cache", "inputs"}
 
 // steps reads provision: or test:. A step is a mapping of one key, its kind;
 // the options that all kinds share stand beside the keys of the kind.
@@ -292,6 +292,16 @@ func (l *loader) step(e entry, what string, kinds map[string]func() any, i int) 
 		s.Name = e.key + " " + v.value.text
 	}
 	s.Only, s.Except, s.PauseBefore, s.Timeout, s.MaxRetries = o.Only, o.Except, o.PauseBefore, o.Timeout, o.MaxRetries
+	if what != "provisioner" && (o.Cache != nil || len(o.Inputs) > 0) {
+		return s, shared.Errorf("", "cache and inputs are for steps of provision: a check always runs")
+	}
+	s.Inputs = o.Inputs
+	if c := o.Cache; c != nil {
+		s.Cache = Cache{Never: c.Use != nil && !*c.Use, MaxAge: c.MaxAge, Refresh: c.Refresh}
+		if s.Cache.Never && (c.MaxAge != nil || c.Refresh != "") {
+			return s, shared.Errorf("cache", "a step that is never cached has no max_age and no refresh")
+		}
+	}
 	return s, nil
 }
 

@@ -130,6 +130,36 @@ func TestValidForms(t *testing.T) {
 	}
 }
 
+func TestStepCache(t *testing.T) {
+	const head = "name: a\nbuild: {qemu: {from: {debian: bookworm}}}\n"
+	tpl := mustLoad(t, head+`provision:
+  - shell: {inline: [a], cache: false}
+  - shell: {inline: [a], cache: {max_age: 0s, refresh: "date +%F"}, inputs: ["*.conf", dir/]}
+  - file: {content: x, destination: /x}
+`, Options{})
+	if c := tpl.Steps[0].Cache; !c.Never {
+		t.Errorf("cache: false is %+v", c)
+	}
+	c := tpl.Steps[1].Cache
+	if c.Never || c.MaxAge == nil || *c.MaxAge != 0 || c.Refresh != "date +%F" || len(tpl.Steps[1].Inputs) != 2 {
+		t.Errorf("got %+v %q", c, tpl.Steps[1].Inputs)
+	}
+	if c := tpl.Steps[2].Cache; c.Never || c.MaxAge != nil || c.Refresh != "" {
+		t.Errorf("no cache: is %+v", c)
+	}
+	for text, want := range map[string]string{
+		"provision: [{shell: {inline: [a], cache: {use: false, max_age: 1h}}}]": "never cached",
+		"test: [{service: {name: nginx, cache: false}}]":                        "a check always runs",
+		"test: [{service: {name: nginx, inputs: [a]}}]":                         "a check always runs",
+		"provision: [{shell: {inline: [a], cache: {max_age: -1h}}}]":            "max_age",
+		"provision: [{shell: {inline: [a], cache: {maxage: 1h}}}]":              "max_age",
+	} {
+		if _, err := loadText(t, head+text+"\n", Options{}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", text, err, want)
+		}
+	}
+}
+
 func TestLoadFillsTheTemplate(t *testing.T) {
 	tpl := mustLoad(t, `
 name: shop/web

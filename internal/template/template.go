@@ -45,6 +45,15 @@ type Step struct {
 	PauseBefore time.Duration
 	Timeout     time.Duration // 0: none
 	MaxRetries  int
+	Cache       Cache
+	Inputs      []string // files, directories and globs besides its own, relative to the template
+}
+
+// Cache says for how long a step's result may be used again.
+type Cache struct {
+	Never   bool
+	MaxAge  *time.Duration // nil: the kind's own; 0: no limit
+	Refresh string         // command whose output is an input of the step
 }
 
 // Applies tells whether the step runs in the named build.
