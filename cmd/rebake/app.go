@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 	"text/template"
 
@@ -67,12 +68,7 @@ func newApp(std stdio, unknown func(error)) *cli.App {
 		if len(c.Command.Subcommands) > 0 {
 			names = c.Command.Subcommands
 		}
-		near := cli.SuggestCommand(names, name)
-		hint := "`rebake --help` lists the commands"
-		if near != "" {
-			hint = fmt.Sprintf("did you mean %q? %s", strings.TrimPrefix(near, "did you mean "), hint)
-		}
-		unknown(usagef(hint, "unknown command %q", name))
+		unknown(usagef(didYouMean(names, name)+"`rebake --help` lists the commands", "unknown command %q", name))
 	}
 	for _, c := range app.Commands {
 		finish(c)
@@ -80,38 +76,73 @@ func newApp(std stdio, unknown func(error)) *cli.App {
 	return app
 }
 
-// finish gives every command the same manners.
+// didYouMean is the start of a hint: the command nearest to a name.
+func didYouMean(commands []*cli.Command, name string) string {
+	var names []string
+	for _, c := range commands {
+		names = append(names, c.Name)
+	}
+	if near := nearest(names, name); near != "" {
+		return fmt.Sprintf("did you mean %q? ", near)
+	}
+	return ""
+}
+
+var fleetName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,39}$`)
+
+// finish gives every command the same manners, and holds it to its ArgsUsage:
+// without one it takes no argument, and a FLEET is a name, never a path.
 func finish(c *cli.Command) {
 	c.OnUsageError = onUsageError
 	c.HideHelpCommand = true
 	for _, s := range c.Subcommands {
 		finish(s)
 	}
-	if len(c.Subcommands) > 0 && c.Action == nil {
-		parent := c
-		c.Action = func(ctx *cli.Context) error {
-			if ctx.Args().Present() {
-				near := cli.SuggestCommand(parent.Subcommands, ctx.Args().First())
-				return usagef(strings.TrimSpace(near+" `rebake "+parent.Name+" --help` lists them"), "unknown command %q", parent.Name+" "+ctx.Args().First())
-			}
+	if c.Description == "" && len(c.Subcommands) > 0 {
+		first := "rebake " + c.Name + " " + c.Subcommands[0].Name
+		c.Description = help("`rebake "+c.Name+" COMMAND --help` says more of each, and its exit statuses.", first+"\n"+first+" --help")
+	}
+	action := c.Action
+	c.Action = func(ctx *cli.Context) error {
+		arg := ctx.Args().First()
+		switch {
+		case len(c.Subcommands) > 0 && (action == nil && arg != "" || ctx.NArg() > 1):
+			return usagef(didYouMean(c.Subcommands, arg)+"`rebake "+c.Name+" --help` lists them", "unknown command %q", c.Name+" "+arg)
+		case action == nil:
 			return cli.ShowSubcommandHelp(ctx)
+		case c.ArgsUsage == "" && ctx.NArg() > 0:
+			return usagef("`"+c.HelpName+" --help` shows what it takes", "%s takes no argument; got %q", c.HelpName, arg)
+		case strings.HasPrefix(c.ArgsUsage, "FLEET") && ctx.NArg() > 0 && !fleetName.MatchString(arg):
+			return usagef("`rebake fleet ls` lists the fleets", "%q cannot name a fleet: lower-case letters, digits and -, at most 40", arg)
 		}
+		return action(ctx)
 	}
 }
 
 func onUsageError(c *cli.Context, err error, _ bool) error {
-	name := "rebake"
+	name, flags, text := "rebake", c.App.Flags, err.Error()
 	if c.Command != nil && c.Command.HelpName != "" {
-		name = c.Command.HelpName
+		name, flags = c.Command.HelpName, append(append([]cli.Flag{}, c.Command.Flags...), flags...)
 	}
-	return usagef("`"+name+" --help` shows what it takes", "%v", err)
+	hint := "`" + name + " --help` shows what it takes"
+	if bad, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
+		text = fmt.Sprintf("unknown option %q", "--"+strings.TrimPrefix(bad, "-"))
+		var names []string
+		for _, f := range flags {
+			names = append(names, f.Names()[0])
+		}
+		if near := nearest(names, strings.TrimLeft(bad, "-")); near != "" {
+			hint = fmt.Sprintf("did you mean %q? ", "--"+near) + hint
+		}
+	}
+	return usagef(hint, "%s", text)
 }
 
 func commands() []*cli.Command {
 	return []*cli.Command{
 		upCommand(), buildCommand(), validateCommand(), initCommand(),
 		deployCommand(), rollbackCommand(), fleetCommand(), imagesCommand(),
-		doctorCommand(), gcCommand(), schemaCommand(), docsCommand(), completionCommand(),
+		doctorCommand(), gcCommand(), schemaCommand(), docsCommand(), completionCommand(), versionCommand(), helpCommand(),
 	}
 }
 
@@ -162,13 +193,14 @@ func with(f func(*session) error) cli.ActionFunc {
 }
 
 func openEnv() (pipeline.Env, error) {
+	const elsewhere = "set REBAKE_HOME to a directory that you can write to"
 	dir, err := state.Open()
 	if err != nil {
-		return pipeline.Env{}, err
+		return pipeline.Env{}, hinted(err, elsewhere)
 	}
 	store, err := oci.Open(dir.Store())
 	if err != nil {
-		return pipeline.Env{}, err
+		return pipeline.Env{}, hinted(err, elsewhere)
 	}
 	return pipeline.Env{State: dir, Store: store, Backends: backends(), Version: version}, nil
 }

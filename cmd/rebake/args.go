@@ -14,17 +14,21 @@ func flagsFirst(app *cli.App, args []string) []string {
 		return args
 	}
 	flags, commands := app.Flags, app.Commands
-	out := []string{args[0]}
+	out, global := []string{args[0]}, []string{}
 	i := 1
 	for i < len(args) {
 		a := args[i]
 		if a == "--" {
-			return append(out, args[i:]...)
+			break
 		}
 		if isFlag(a) {
 			n := flagWidth(flags, a)
-			out = append(out, args[i:min(i+n, len(args))]...)
-			i += n
+			take := args[i:min(i+n, len(args))]
+			if i += n; has(app.Flags, a) {
+				global = append(global, take...)
+			} else {
+				out = append(out, take...)
+			}
 			continue
 		}
 		c := find(commands, a)
@@ -35,7 +39,7 @@ func flagsFirst(app *cli.App, args []string) []string {
 		flags, commands = append(append([]cli.Flag{}, app.Flags...), c.Flags...), c.Subcommands
 		i++
 	}
-	var global, opts, rest []string
+	var opts, rest []string
 	for i < len(args) {
 		a := args[i]
 		switch {
@@ -101,4 +105,36 @@ func flagWidth(flags []cli.Flag, arg string) int {
 		}
 	}
 	return 1
+}
+
+// nearest is the name that a slip of the finger is away from name, or "": at most one
+// letter in three is another, missing or too many.
+func nearest(names []string, name string) string {
+	best, most := "", (len(name)+2)/3
+	for _, n := range names {
+		if d := distance(n, name); d <= most && (best == "" || d < distance(best, name)) {
+			best = n
+		}
+	}
+	return best
+}
+
+// distance counts the letters to change, add or take away (Levenshtein).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal, row[j+1] = row[j+1], min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
 }

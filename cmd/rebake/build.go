@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/internal/pipeline"
 	"github.com/rebake/rebake/internal/template"
 	"github.com/rebake/rebake/internal/ui"
@@ -43,13 +45,39 @@ func (s *session) load(path string) (*template.Template, error) {
 		return nil, err
 	}
 	s.red.Add(t.Secrets...)
-	return t, nil
+	return t, s.checkNames(t)
+}
+
+// checkNames refuses now what a bake would end with.
+func (s *session) checkNames(tpl *template.Template) error {
+	names := s.c.StringSlice("tag")
+	if s.c.IsSet("version") {
+		names = append(names, s.c.String("version"))
+	}
+	for _, n := range names {
+		if err := artifact.CheckTag(n); err != nil {
+			return usagef("for example 1.4.0, 20261124.1 or stable", "%v", err)
+		}
+	}
+	var builds []string
+	for _, b := range tpl.Builds {
+		builds = append(builds, b.Name)
+	}
+	for _, o := range s.c.StringSlice("only") {
+		if !slices.Contains(builds, o) {
+			return usagef("builds: "+strings.Join(builds, ", "), "%s has no build %q", tpl.Path, o)
+		}
+	}
+	return nil
 }
 
 func (s *session) bakeOptions() (pipeline.BakeOptions, error) {
 	o := pipeline.BakeOptions{
 		Only: s.c.StringSlice("only"), Version: s.c.String("version"), Tags: s.c.StringSlice("tag"),
 		Force: s.c.Bool("force"), MaxAge: s.c.Duration("max-age"), SkipTest: s.c.Bool("skip-test"),
+	}
+	if o.MaxAge < 0 {
+		return o, usagef("0 never bakes again what did not change", "--max-age %s is below zero", o.MaxAge)
 	}
 	switch v := s.c.String("on-failure"); v {
 	case "destroy":

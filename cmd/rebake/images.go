@@ -76,6 +76,9 @@ func imagesLs(s *session) error {
 	if err != nil {
 		return err
 	}
+	if name := s.c.Args().First(); len(images) == 0 && name != "" {
+		return s.result([]artifact.Image{}, "no image of the name "+name+": `rebake images ls` lists all")
+	}
 	if len(images) == 0 {
 		return s.result([]artifact.Image{}, "no images yet: `rebake init minimal && rebake build minimal.yaml` bakes one")
 	}
@@ -120,11 +123,14 @@ func imagesTag(s *session) error {
 	if s.c.NArg() != 2 {
 		return usagef("`rebake images tag web:20261124.1 stable`", "images tag takes a reference and a tag; got %d arguments", s.c.NArg())
 	}
+	tag := s.c.Args().Get(1)
+	if err := artifact.CheckTag(tag); err != nil {
+		return usagef("`rebake images tag web:20261124.1 stable`", "%v", err)
+	}
 	_, img, err := s.resolve(s.c.Args().Get(0))
 	if err != nil {
 		return err
 	}
-	tag := s.c.Args().Get(1)
 	if err := s.Store.Tag(s.ctx, img.Name, tag, img.Digest); err != nil {
 		return err
 	}
@@ -193,6 +199,9 @@ func imagesVerify(s *session) error {
 	if err != nil {
 		return err
 	}
+	if s.c.NArg() > 1 {
+		return usagef("`rebake images verify web:latest`", "images verify takes at most one reference; got %d", s.c.NArg())
+	}
 	var images []artifact.Image
 	if s.c.NArg() == 0 {
 		if images, err = st.List(s.ctx, ""); err != nil {
@@ -220,6 +229,9 @@ func imagesPrune(s *session) error {
 	st, err := s.local()
 	if err != nil {
 		return err
+	}
+	if grace := s.c.Duration("grace"); grace < 0 {
+		return usagef("0 deletes what is not needed at once", "--grace %s is below zero", grace)
 	}
 	keep, err := pipeline.InUse(s.Env)
 	if err != nil {

@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"slices"
 	"strings"
 
 	"github.com/rebake/rebake/internal/doctor"
@@ -23,15 +25,18 @@ func initCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			if !slices.Contains(templates.Names(), name) {
+				return usagef("names: "+strings.Join(templates.Names(), ", "), "there is no template %q", name)
+			}
 			files, err := templates.Write(name, c.String("dir"))
+			if path := (*fs.PathError)(nil); errors.As(err, &path) {
+				return hinted(err, "--dir names another directory")
+			}
 			if err != nil {
-				return usagef("names: "+strings.Join(templates.Names(), ", "), "%v", err)
+				return usagef("nothing was written", "%v", err)
 			}
-			for _, f := range files {
-				fmt.Fprintln(c.App.Writer, "wrote "+f)
-			}
-			fmt.Fprintf(c.App.Writer, "next: rebake validate %s, then rebake build or rebake up\n", files[0])
-			return nil
+			_, err = fmt.Fprintf(c.App.Writer, "wrote %s\nnext: rebake validate %s, then rebake build or rebake up\n", strings.Join(files, "\nwrote "), files[0])
+			return err
 		},
 	}
 }
@@ -65,7 +70,9 @@ func docsCommand() *cli.Command {
 				if err != nil {
 					return usagef("sections: "+strings.Join(template.Sections(), ", "), "%v", err)
 				}
-				fmt.Fprintln(c.App.Writer, text)
+				if _, err := fmt.Fprintln(c.App.Writer, text); err != nil {
+					return err
+				}
 			}
 			return nil
 		},
@@ -126,6 +133,27 @@ func doctorCommand() *cli.Command {
 			}
 			return nil
 		}),
+	}
+}
+
+func versionCommand() *cli.Command {
+	return &cli.Command{
+		Name: "version", Usage: "print the version",
+		Description: help("The same line as --version.", "rebake version"),
+		Action: func(c *cli.Context) error {
+			_, err := fmt.Fprintf(c.App.Writer, "rebake version %s\n", version)
+			return err
+		},
+	}
+}
+
+func helpCommand() *cli.Command {
+	return &cli.Command{
+		Name: "help", Usage: "show help of a command", ArgsUsage: "[COMMAND…]",
+		Description: help("The same as COMMAND --help.", "rebake help images export"),
+		Action: func(c *cli.Context) error {
+			return c.App.RunContext(c.Context, append(append([]string{"rebake"}, c.Args().Slice()...), "--help"))
+		},
 	}
 }
 
