@@ -9,6 +9,8 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 LINT    := .cache/bin/golangci-lint
 LINT_VERSION := v2.5.0
+# Where Debian keeps haproxy and mke2fs, and a plain user's PATH does not look.
+export PATH := $(PATH):/usr/sbin:/sbin
 
 .PHONY: help
 help: ## print this help
@@ -41,7 +43,7 @@ test: check ## check, and everything on real parts: QEMU, HAProxy, Debian guests
 E2E := ./test/e2e/... ./fleet/qemu/...
 
 .PHONY: race
-race: ## unit tests under the race detector
+race: $(LINT) ## unit tests under the race detector
 	@$(GO) test -race ./...
 
 .PHONY: demo
