@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -140,7 +141,7 @@ func (m *machine) plant(r io.Reader) error {
 		return err
 	}
 	m.host = hostKey.PublicKey()
-	m.sshd = &SSHD{HostKey: hostKey, Authorized: m.login.PublicKey(), Shell: m.file("sh"), Root: m.file("root")}
+	m.sshd = &SSHD{HostKey: hostKey, Shell: m.file("sh"), Root: m.file("root")}
 	id := make([]byte, 16)
 	if _, err := rand.Read(id); err != nil {
 		return err
@@ -159,8 +160,12 @@ func (m *machine) plant(r io.Reader) error {
 			return err
 		}
 	}
-	if err := os.WriteFile(m.file("sh"), fmt.Appendf(nil, shell, m.dir), 0o700); err != nil {
-		return err
+	// Another process writes it: whatever this one starts meanwhile would hold it
+	// open for writing, and what is written to cannot be run.
+	sh := exec.Command("/bin/sh", "-c", `cat >"$0" && chmod 700 "$0"`, m.file("sh"))
+	sh.Stdin = strings.NewReader(fmt.Sprintf(shell, m.dir))
+	if out, err := sh.CombinedOutput(); err != nil {
+		return fmt.Errorf("write the shell: %w: %s", err, out)
 	}
 	return os.WriteFile(m.file("console"), fmt.Appendf(nil, "fake machine %s is up\n", m.id), 0o600)
 }

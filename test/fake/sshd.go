@@ -1,6 +1,7 @@
 package fake
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -24,7 +25,7 @@ type SSHD struct {
 	Authorized ssh.PublicKey
 	Shell      string        // $SHELL of sessions; "" is /bin/sh
 	Path       string        // $PATH of sessions; "" is this process's
-	Root       string        // what is "/" for sftp; sessions start in its root/, their HOME; "" is this machine's
+	Root       string        // what is "/" for sftp; sessions start in its root/, their HOME, where the authorized keys are; "" is this machine's
 	NoSFTP     bool          // as dropbear without sftp-server
 	NoSignals  bool          // ignore signal requests, as servers may
 	Delay      time.Duration // added to each direction of a connection
@@ -111,7 +112,7 @@ func (s *SSHD) Stop() {
 
 func (s *SSHD) serve(nc net.Conn) {
 	cfg := &ssh.ServerConfig{PublicKeyCallback: func(_ ssh.ConnMetadata, k ssh.PublicKey) (*ssh.Permissions, error) {
-		if string(k.Marshal()) != string(s.Authorized.Marshal()) {
+		if !s.authorized(k) {
 			return nil, errors.New("not authorized")
 		}
 		return nil, nil
@@ -141,6 +142,21 @@ func (s *SSHD) serve(nc net.Conn) {
 	cancel()
 	conn.Close()
 	wg.Wait()
+}
+
+// authorized looks into the tree's authorized_keys, if there is a tree.
+func (s *SSHD) authorized(k ssh.PublicKey) bool {
+	if s.Root == "" {
+		return bytes.Equal(k.Marshal(), s.Authorized.Marshal())
+	}
+	rest, err := os.ReadFile(filepath.Join(s.Root, "root/.ssh/authorized_keys"))
+	for err == nil && len(rest) > 0 {
+		var one ssh.PublicKey
+		if one, _, _, rest, err = ssh.ParseAuthorizedKey(rest); err == nil && bytes.Equal(one.Marshal(), k.Marshal()) {
+			return true
+		}
+	}
+	return false
 }
 
 func forward(nch ssh.NewChannel) {
