@@ -17,7 +17,7 @@ import (
 
 // Shell runs lines of a script in the guest: all must succeed.
 type Shell struct {
-	Inline []string          `yaml:"inline" json:"inline" rebake:"required" jsonschema_description:"lines of a script; the check passes if it ends with 0"`
+	Inline []string          `yaml:"inline" json:"inline" rebake:"required,shorthand" jsonschema_description:"lines of a script; the check passes if it ends with 0"`
 	Env    map[string]string `yaml:"env" json:"env,omitempty" rebake:"secret" jsonschema_description:"its environment"`
 	Within time.Duration     `yaml:"within" json:"within,omitempty" jsonschema_description:"try again until it passes, for so long"`
 }
@@ -38,7 +38,7 @@ func (c *Shell) check() (Check, error) {
 
 // Command runs one command and compares what came of it.
 type Command struct {
-	Run            string        `yaml:"run" json:"run" rebake:"required" jsonschema_description:"the command"`
+	Run            string        `yaml:"run" json:"run" rebake:"required,shorthand" jsonschema_description:"the command"`
 	Exit           int           `yaml:"exit" json:"exit,omitempty" jsonschema_description:"its exit status; default 0"`
 	StdoutContains string        `yaml:"stdout_contains" json:"stdout_contains,omitempty" jsonschema_description:"text that it must print"`
 	Within         time.Duration `yaml:"within" json:"within,omitempty" jsonschema_description:"try again until it passes, for so long"`
@@ -126,7 +126,7 @@ func (c *HTTP) ask(ctx context.Context, t Target, port int, path, method string,
 
 // TCP connects to a port of the guest.
 type TCP struct {
-	Port   int           `yaml:"port" json:"port" rebake:"required" jsonschema:"minimum=1,maximum=65535" jsonschema_description:"the port"`
+	Port   int           `yaml:"port" json:"port" rebake:"required,shorthand" jsonschema:"minimum=1,maximum=65535" jsonschema_description:"the port"`
 	Within time.Duration `yaml:"within" json:"within,omitempty" jsonschema_description:"try again until it passes, for so long; default 30s"`
 }
 
@@ -211,7 +211,7 @@ func (c *File) look(ctx context.Context, t Target, mode uint64) error {
 
 // Service looks whether a service runs: systemd's, else a process of that name.
 type Service struct {
-	Name   string        `yaml:"name" json:"name" rebake:"required" jsonschema_description:"unit or process"`
+	Name   string        `yaml:"name" json:"name" rebake:"required,shorthand" jsonschema_description:"unit or process"`
 	State  string        `yaml:"state" json:"state,omitempty" jsonschema:"enum=active,enum=inactive" jsonschema_description:"default active"`
 	Within time.Duration `yaml:"within" json:"within,omitempty" jsonschema_description:"try again until it passes, for so long; default 30s"`
 }
@@ -243,7 +243,7 @@ func (c *Service) check() (Check, error) {
 
 // Package looks whether a package is installed, by dpkg, rpm or apk.
 type Package struct {
-	Name      string `yaml:"name" json:"name" rebake:"required" jsonschema_description:"package"`
+	Name      string `yaml:"name" json:"name" rebake:"required,shorthand" jsonschema_description:"package"`
 	Version   string `yaml:"version" json:"version,omitempty" jsonschema_description:"exact version"`
 	Installed *bool  `yaml:"installed" json:"installed,omitempty" jsonschema_description:"false: it must not be installed; default true"`
 }

@@ -26,7 +26,7 @@ import (
 
 // Config is a shell: block of a template.
 type Config struct {
-	Inline            []string          `yaml:"inline" json:"inline,omitempty" jsonschema_description:"lines of a script"`
+	Inline            []string          `yaml:"inline" json:"inline,omitempty" rebake:"shorthand" jsonschema_description:"lines of a script"`
 	Script            string            `yaml:"script" json:"script,omitempty" jsonschema_description:"a script file, relative to the template"`
 	Scripts           []string          `yaml:"scripts" json:"scripts,omitempty" jsonschema_description:"script files, run in this order"`
 	Env               map[string]string `yaml:"env" json:"env,omitempty" rebake:"secret" jsonschema_description:"environment of the script; never on a command line or in a log"`
