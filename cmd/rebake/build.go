@@ -29,7 +29,9 @@ func bakeFlags() []cli.Flag {
 		&cli.StringFlag{Name: "version", Usage: "the image's `VERSION`; a date serial where neither this nor the template gives one"},
 		&cli.StringSliceFlag{Name: "tag", Usage: "point this moving `TAG` at the image too (repeatable)"},
 		&cli.BoolFlag{Name: "force", Usage: "bake even if nothing changed"},
-		&cli.DurationFlag{Name: "max-age", Value: 24 * time.Hour, Usage: "bake an unchanged template again once its image is older than this `DURATION`, because packages move on; 0 never"},
+		&cli.DurationFlag{Name: "max-age", Value: pipeline.DefaultMaxAge, Usage: "bake an unchanged template again once its image is older than this `DURATION`, because packages move on; 0 never"},
+		&cli.BoolFlag{Name: "no-cache", Usage: "run every step, and boot: go on from no checkpoint"},
+		&cli.StringFlag{Name: "no-cache-from", Usage: "run this `STEP` and all after it"},
 		&cli.BoolFlag{Name: "skip-test", Usage: "store the image without booting it for its tests"},
 		&cli.StringFlag{Name: "on-failure", Value: "destroy", Usage: "`destroy` the machine of a failed build, or keep it up until interrupted"},
 	}
@@ -75,6 +77,7 @@ func (s *session) bakeOptions() (pipeline.BakeOptions, error) {
 	o := pipeline.BakeOptions{
 		Only: s.c.StringSlice("only"), Version: s.c.String("version"), Tags: s.c.StringSlice("tag"),
 		Force: s.c.Bool("force"), MaxAge: s.c.Duration("max-age"), SkipTest: s.c.Bool("skip-test"),
+		NoCache: s.c.Bool("no-cache"), NoCacheFrom: s.c.String("no-cache-from"),
 	}
 	if o.MaxAge < 0 {
 		return o, usagef("0 never bakes again what did not change", "--max-age %s is below zero", o.MaxAge)
@@ -152,7 +155,7 @@ func validateCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			plans, err := pipeline.MakePlan(s.ctx, s.Env, tpl, pipeline.BakeOptions{Only: s.c.StringSlice("only"), Version: s.c.String("version"), MaxAge: 24 * time.Hour})
+			plans, err := pipeline.MakePlan(s.ctx, s.Env, tpl, pipeline.BakeOptions{Only: s.c.StringSlice("only"), Version: s.c.String("version"), MaxAge: pipeline.DefaultMaxAge})
 			if err != nil {
 				return err
 			}

@@ -46,13 +46,23 @@ func Bake(ctx context.Context, env Env, tpl *template.Template, opts BakeOptions
 			done = append(done, Baked{Build: k.build.Name, Image: *k.current})
 			continue
 		}
-		event.Infof(ctx, "%s", k.describe())
+		what, err := k.describe(ctx)
+		if err != nil {
+			return done, err
+		}
+		event.Infof(ctx, "%s", what)
 		began := time.Now()
 		img, log, err := k.run(ctx)
 		if err != nil {
 			return done, err
 		}
-		done = append(done, Baked{k.build.Name, img, true, time.Since(began).Seconds(), log})
+		if k.current != nil { // the guest's refresh commands said so
+			event.Infof(ctx, "nothing changed since %s:%s was baked", k.tpl.Name, k.current.Version)
+			if err := k.retag(ctx, k.current.Digest); err != nil {
+				return done, err
+			}
+		}
+		done = append(done, Baked{k.build.Name, img, k.current == nil, time.Since(began).Seconds(), log})
 	}
 	return done, nil
 }
@@ -72,33 +82,31 @@ func (k *bake) run(ctx context.Context) (img artifact.Image, logPath string, err
 		}
 	}()
 
-	base, err := event.Do(ctx, "prepare base", k.builder.Prepare)
-	if err != nil {
-		return img, logPath, err
-	}
-	mach, err := event.Do(ctx, "boot "+base.Ref, func(ctx context.Context) (builder.Machine, error) {
-		return k.builder.Boot(ctx, c.id)
-	})
-	if err != nil {
-		return img, logPath, err
+	var r *rig
+	for again := true; again; {
+		if r != nil { // a later state than this one turned out to be good
+			r.close(ctx)
+			if err := k.builder.Destroy(ctx, c.id); err != nil {
+				return img, logPath, err
+			}
+		}
+		if r, err = k.start(ctx, c.id); err == nil {
+			again, err = k.provisionAll(ctx, r)
+		}
+		if err != nil {
+			return img, logPath, k.failed(ctx, c.id, r, err)
+		}
 	}
 	defer func() {
 		if err != nil {
-			k.keepConsole(ctx, mach, c.id)
+			k.keepConsole(ctx, r.mach, c.id)
 		}
+		r.close(ctx)
 	}()
-	guest, err := event.Do(ctx, "connect", func(ctx context.Context) (*ssh.Client, error) {
-		return connect(ctx, mach, k.sshTimeout())
-	})
-	if err != nil {
-		return img, logPath, k.keep(ctx, c.id, mach, nil, err)
+	if k.current != nil {
+		return *k.current, logPath, nil
 	}
-	defer guest.Close()
-	for _, s := range k.steps {
-		if err := k.provision(ctx, s, guest); err != nil {
-			return img, logPath, k.keep(ctx, c.id, mach, guest, err)
-		}
-	}
+	mach, guest := r.mach, r.guest
 	if err := event.Run(ctx, "seal", func(ctx context.Context) error { return k.seal(ctx, guest, mach) }); err != nil {
 		return img, logPath, k.keep(ctx, c.id, mach, guest, err)
 	}
@@ -117,9 +125,24 @@ func (k *bake) run(ctx context.Context) (img artifact.Image, logPath string, err
 		return img, logPath, err
 	}
 	img, err = event.Do(ctx, "register", func(ctx context.Context) (artifact.Image, error) {
-		return k.register(ctx, c.id, base, stored, tests)
+		return k.register(ctx, c.id, r.base, stored, tests)
 	})
 	return img, logPath, err
+}
+
+// failed closes a rig whose machine failed, once a person had a look if one was asked for.
+func (k *bake) failed(ctx context.Context, id string, r *rig, err error) error {
+	if r == nil {
+		return err
+	}
+	var guest provisioner.Guest
+	if r.guest != nil {
+		guest = r.guest
+	}
+	err = k.keep(ctx, id, r.mach, guest, err)
+	k.keepConsole(ctx, r.mach, id)
+	r.close(ctx)
+	return err
 }
 
 func (k *bake) provision(ctx context.Context, s step, g provisioner.Guest) error {

@@ -2,8 +2,6 @@ package pipeline
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,10 +22,13 @@ type BakeOptions struct {
 	Version   string        // instead of the template's or a date serial
 	Tags      []string      // besides the template's
 	Force     bool          // bake even if nothing changed
-	MaxAge    time.Duration // an unchanged image older than this is baked again; 0: never
+	MaxAge    time.Duration // an unchanged image, or state after a step, older than this is made again; 0: never
 	SkipTest  bool
 	KeepFails bool // on failure keep the machine up until interrupted
 	Allow     func(version string) error
+
+	NoCache     bool   // go on from no checkpoint; new ones are saved
+	NoCacheFrom string // go on from none after this step, and run it
 }
 
 // bake is one build of one template, with all its parts made: whatever is
@@ -41,15 +42,21 @@ type bake struct {
 	steps   []step
 	checks  []namedCheck
 	version string
-	serial  bool // the version is a date serial: another will do
-	inputs  artifact.Digest
-	stable  bool            // inputs decide the result
+	serial  bool            // the version is a date serial: another will do
+	inputs  artifact.Digest // of all that decides the image; "" while that cannot be told
 	current *artifact.Image // an image of the same inputs
+
+	base       artifact.Inputs    // of the machine as it boots
+	tests      []string           // as they enter the image's inputs
+	probes     map[int]string     // by step: what its refresh command printed
+	distrusted map[time.Time]bool // checkpoints that could not be gone on from, by their time
 }
 
 type step struct {
 	template.Step
 	provisioner.Provisioner
+	inputs artifact.Inputs
+	keyed  bool // the inputs decide what it does
 }
 
 type namedCheck struct {
@@ -59,7 +66,7 @@ type namedCheck struct {
 
 // newBake makes the parts of a build and finds out whether it is needed.
 func newBake(ctx context.Context, env Env, tpl *template.Template, b template.Build, opts BakeOptions) (*bake, error) {
-	k := &bake{env: env, tpl: tpl, opts: opts, build: b, stable: true}
+	k := &bake{env: env, tpl: tpl, opts: opts, build: b, probes: map[int]string{}, distrusted: map[time.Time]bool{}}
 	var err error
 	if k.builder, err = env.Backends.Builder(env, b); err != nil {
 		return nil, err
@@ -67,13 +74,9 @@ func newBake(ctx context.Context, env Env, tpl *template.Template, b template.Bu
 	stepEnv := StepEnv{Dir: tpl.Dir, Secrets: tpl.Secrets, Env: map[string]string{
 		"REBAKE_BUILD_NAME": tpl.Name, "REBAKE_BUILDER": b.Kind,
 	}}
-	h := sha256.New()
-	add := func(parts ...string) { fmt.Fprintf(h, "%q\n", parts) }
-	key, err := k.builder.Key(ctx)
-	if err != nil {
+	if k.base, err = k.builder.Key(ctx); err != nil {
 		return nil, err
 	}
-	add("rebake-inputs-v1", tpl.Name, string(key), fmt.Sprint(tpl.Seal.Skip))
 	for _, s := range tpl.Steps {
 		if !s.Applies(b.Name) {
 			continue
@@ -82,13 +85,14 @@ func newBake(ctx context.Context, env Env, tpl *template.Template, b template.Bu
 		if err != nil {
 			return nil, err
 		}
-		key, ok, err := p.Key(ctx)
-		if err != nil {
-			return nil, s.Block.Errorf("", "%v", err)
+		in, ok, err := p.Key(ctx)
+		if err == nil {
+			err = addFiles(&in, s, tpl.Dir)
 		}
-		k.stable = k.stable && ok
-		add("step", s.Kind, string(key))
-		k.steps = append(k.steps, step{s, p})
+		if err != nil {
+			return nil, s.Block.Errorf("", "%w", err)
+		}
+		k.steps = append(k.steps, step{s, p, in, ok})
 	}
 	for _, s := range tpl.Tests {
 		if !s.Applies(b.Name) {
@@ -102,15 +106,18 @@ func newBake(ctx context.Context, env Env, tpl *template.Template, b template.Bu
 		if err != nil {
 			return nil, err
 		}
-		add("test", s.Kind, string(canon))
+		k.tests = append(k.tests, s.Kind+" "+string(canon))
 		k.checks = append(k.checks, namedCheck{s.Name, c})
 	}
-	k.inputs = artifact.Digest("sha256:" + hex.EncodeToString(h.Sum(nil)))
+	if from := opts.NoCacheFrom; from != "" && k.noCacheFrom() == len(k.steps) {
+		return nil, fmt.Errorf("--no-cache-from: %s has no step %q in build %s", tpl.Path, from, b.Name)
+	}
 	return k, k.choose(ctx)
 }
 
 // choose picks the version and looks for an image of the same inputs.
 func (k *bake) choose(ctx context.Context) error {
+	k.inputs, k.current = k.imageInputs(), nil
 	var images []artifact.Image
 	if l, ok := k.env.Store.(artifact.Lister); ok {
 		var err error
@@ -121,8 +128,8 @@ func (k *bake) choose(ctx context.Context) error {
 	var versions []string
 	for i, img := range images {
 		versions = append(versions, img.Version)
-		fresh := k.opts.MaxAge == 0 || now().Sub(img.Created) < k.opts.MaxAge
-		if k.current == nil && k.stable && fresh && img.Lineage.InputsDigest == k.inputs {
+		fresh := k.fresh(img)
+		if k.current == nil && k.inputs != "" && fresh && img.Lineage.InputsDigest == k.inputs {
 			k.current = &images[i]
 		}
 	}
@@ -141,7 +148,7 @@ func (k *bake) choose(ctx context.Context) error {
 		if img.Version != k.version {
 			continue
 		}
-		if img.Lineage.InputsDigest == k.inputs && !k.opts.Force {
+		if k.inputs != "" && img.Lineage.InputsDigest == k.inputs && !k.opts.Force {
 			k.current = &img
 			return nil
 		}
@@ -151,6 +158,23 @@ func (k *bake) choose(ctx context.Context) error {
 		k.current = nil // a release was asked for by name
 	}
 	return nil
+}
+
+// fresh says whether an image of the same inputs is young enough: for --max-age,
+// and for a step that has a max_age of its own.
+func (k *bake) fresh(img artifact.Image) bool {
+	limits := []time.Duration{k.opts.MaxAge}
+	for _, s := range k.steps {
+		if s.Cache.MaxAge != nil {
+			limits = append(limits, *s.Cache.MaxAge)
+		}
+	}
+	for _, l := range limits {
+		if l > 0 && now().Sub(img.Created) >= l {
+			return false
+		}
+	}
+	return true
 }
 
 // another chooses the version after one that a bake at the same time has taken.
@@ -172,17 +196,29 @@ func (k *bake) another(ctx context.Context) error {
 }
 
 // describe says in a few lines what will happen.
-func (k *bake) describe() string {
+func (k *bake) describe(ctx context.Context) (string, error) {
+	links, _ := k.chain()
+	from, err := k.deepest(ctx, links)
+	if err != nil {
+		return "", err
+	}
+	begin, done := "boot", 0
+	if from != nil {
+		begin, done = fmt.Sprintf("go on after %q", links[from.at].name), from.at
+	}
 	var names []string
-	for _, s := range k.steps {
+	for _, s := range k.steps[done:] {
 		names = append(names, s.Name)
+	}
+	if len(names) > 0 {
+		begin += fmt.Sprintf(", provision (%s)", strings.Join(names, ", "))
 	}
 	test := fmt.Sprintf("%d checks of its own and the built-in ones", len(k.checks))
 	if k.opts.SkipTest {
 		test = "no tests (--skip-test)"
 	}
-	return fmt.Sprintf("bake %s:%s with %s: boot, provision (%s), seal, capture, %s, store, tag %s",
-		k.tpl.Name, k.version, k.build.Name, strings.Join(names, ", "), test, strings.Join(k.tags(), ", "))
+	return fmt.Sprintf("bake %s:%s with %s: %s, seal, capture, %s, store, tag %s",
+		k.tpl.Name, k.version, k.build.Name, begin, test, strings.Join(k.tags(), ", ")), nil
 }
 
 func (k *bake) tags() []string {

@@ -54,6 +54,9 @@ func (d Dir) Disks() string { return filepath.Join(string(d), "cache", "disks") 
 // Checkpoints are saved states of build machines, by key.
 func (d Dir) Checkpoints() string { return filepath.Join(string(d), "cache", "checkpoints") }
 
+// Trails say what the last build of each name passed.
+func (d Dir) Trails() string { return filepath.Join(string(d), "cache", "trails") }
+
 // Builds holds one directory per build or test machine.
 func (d Dir) Builds() string { return filepath.Join(string(d), "builds") }
 

@@ -37,7 +37,7 @@ type stepOptions struct {
 // cacheBlock is a step's cache: false, or its options.
 type cacheBlock struct {
 	Use     *bool          `yaml:"use" rebake:"shorthand" jsonschema_description:"false: run the step in every build"`
-	MaxAge  *time.Duration `yaml:"max_age" jsonschema_description:"run the step again once its result is older (24h for shell, no limit for file)"`
+	MaxAge  *time.Duration `yaml:"max_age" jsonschema_description:"run the step again once its result is older (20h for shell, no limit for file)"`
 	Refresh string         `yaml:"refresh" jsonschema_description:"command run in the guest before the step; run the step again if it prints something else"`
 }
 
