@@ -50,6 +50,11 @@ race: $(LINT) ## unit tests under the race detector
 demo: setup build ## the main job on this machine: bake, run a fleet, swap under load, refuse a broken image
 	@$(GO) run ./test/demo -rebake $(BIN)
 
+.PHONY: bench
+bench: setup build ## measure rebake against Debian's packer (installs it) and write docs/benchmarks.md; an hour
+	@test/setup-bench.sh
+	@$(GO) run ./test/bench -rebake $(BIN)
+
 .PHONY: cross
 cross: ## build for every supported system
 	@for t in linux/amd64 linux/arm64 darwin/amd64 darwin/arm64; do \
