@@ -16,6 +16,7 @@ import (
 
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/builder"
+	"github.com/rebake/rebake/internal/seal"
 	"github.com/rebake/rebake/internal/ssh"
 	"github.com/rebake/rebake/provisioner"
 	gossh "golang.org/x/crypto/ssh"
@@ -361,13 +362,20 @@ func knock(ep builder.Endpoint, key gossh.Signer, timeout time.Duration) (seen g
 // life is a build: boot, change, shut down, capture, two test boots.
 func (s *builderSuite) life() {
 	ctx := s.t.Context()
-	build := s.boot(s.id("l1"))
-	g := s.dial(build)
+	build, button := s.boot(s.id("l1")), s.boot(s.id("l2"))
+	g, up := s.dial(build), s.dial(button)
 	s.sh(g, "echo built >made && sync")
+	s.sh(up, "true")
+	s.ok(seal.Shutdown(ctx, g)) // the guest goes down by itself
 	d, err := build.Capture(ctx)
 	s.ok(err)
 	defer d.Close()
 	s.gone(build)
+	pressed, err := button.Capture(ctx) // somebody presses the power button
+	s.ok(err)
+	s.read(pressed)
+	s.ok(pressed.Close())
+	s.ok(s.Builder.Destroy(ctx, s.id("l2")))
 	sum := s.read(d)
 
 	m1, err := s.Builder.BootTest(ctx, s.id("l1-t1"), d, []int{s.Port})

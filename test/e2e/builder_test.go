@@ -3,15 +3,19 @@
 package e2e
 
 import (
+	"context"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/builder"
 	"github.com/rebake/rebake/builder/qemu"
 	vm "github.com/rebake/rebake/internal/qemu"
@@ -40,8 +44,9 @@ func TestTheQEMUBuilderKeepsItsContract(t *testing.T) {
 			}
 			return b
 		}
+		named := &recorder{Builder: open(t, 0)}
 		return conformance.BuilderWorld{
-			Builder: open(t, 0), Port: 80, Patience: 2 * time.Minute,
+			Builder: named, Port: 80, Patience: 2 * time.Minute,
 			Again:   func(t *testing.T) builder.Builder { return open(t, 0) },
 			Other:   func(t *testing.T) builder.Builder { return open(t, 512<<20) },
 			Fetched: func() int { return int(fetched.Load()) },
@@ -55,7 +60,7 @@ func TestTheQEMUBuilderKeepsItsContract(t *testing.T) {
 				}
 			},
 			Leftovers: func(t *testing.T) []string {
-				left := append(files(t, deps.State.Builds()), w.sockets()...)
+				left := append(files(t, deps.State.Builds()), named.sockets(deps.State)...)
 				for _, p := range w.processes() {
 					if strings.Contains(p, filepath.Join(w.home, "builds")) {
 						left = append(left, p)
@@ -65,4 +70,45 @@ func TestTheQEMUBuilderKeepsItsContract(t *testing.T) {
 			},
 		}
 	})
+}
+
+// recorder keeps the names of machines, because their sockets are in a
+// directory that every rebake of this user shares.
+type recorder struct {
+	builder.Builder
+	mu  sync.Mutex
+	ids []string
+}
+
+func (r *recorder) record(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ids = append(r.ids, id)
+}
+
+func (r *recorder) Boot(ctx context.Context, id string) (builder.Machine, error) {
+	r.record(id)
+	return r.Builder.Boot(ctx, id)
+}
+
+func (r *recorder) BootTest(ctx context.Context, id string, d artifact.Disk, ports []int) (builder.Machine, error) {
+	r.record(id)
+	return r.Builder.BootTest(ctx, id, d, ports)
+}
+
+func (r *recorder) sockets(d state.Dir) (left []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, id := range r.ids {
+		left = append(left, there(state.RunFor("b", d.Build(id)))...)
+	}
+	return left
+}
+
+// there is path, if something is there.
+func there(path string) []string {
+	if _, err := os.Lstat(path); err != nil {
+		return nil
+	}
+	return []string{path}
 }

@@ -3,6 +3,8 @@
 package e2e
 
 import (
+	"context"
+	"errors"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -31,14 +33,17 @@ func TestTheQEMUPoolKeepsItsContract(t *testing.T) {
 			must(t, err)
 			return p
 		}
+		first := &launched{Pool: open(t)}
 		return conformance.PoolWorld{
-			Pool: open(t), Again: open, Patience: time.Minute,
+			Pool: first, Again: open, Patience: time.Minute,
 			Spec: fleet.Spec{Image: img, Size: 2, Ports: []int{80}},
 			Kill: func(t *testing.T, i fleet.Instance) { must(t, syscall.Kill(i.PID, syscall.SIGKILL)) },
 			Leftovers: func(t *testing.T) []string {
 				dir := state.Dir(w.home).Fleet("suite")
 				left := append(files(t, filepath.Join(dir, "instances")), files(t, filepath.Join(dir, "groups"))...)
-				left = append(left, w.sockets()...)
+				for _, id := range first.ids {
+					left = append(left, there(state.RunFor("i", filepath.Join(dir, "instances", id)))...)
+				}
 				for _, p := range w.processes() {
 					if strings.Contains(p, dir) {
 						left = append(left, p)
@@ -48,4 +53,22 @@ func TestTheQEMUPoolKeepsItsContract(t *testing.T) {
 			},
 		}
 	})
+}
+
+// launched keeps the names of instances, because their sockets are in a
+// directory that every rebake of this user shares.
+type launched struct {
+	fleet.Pool
+	ids []string
+}
+
+func (l *launched) Launch(ctx context.Context, id fleet.GroupID, spec fleet.Spec) error {
+	err := l.Pool.Launch(ctx, id, spec)
+	groups, gerr := l.Groups(context.WithoutCancel(ctx), id.Fleet)
+	for _, g := range groups {
+		for _, i := range g.Instances {
+			l.ids = append(l.ids, i.ID)
+		}
+	}
+	return errors.Join(err, gerr)
 }
