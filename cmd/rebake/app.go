@@ -186,7 +186,7 @@ func with(f func(*session) error) cli.ActionFunc {
 		s := &session{Env: env, c: c, ui: u, red: &event.Redactor{}}
 		s.ctx = event.With(c.Context, u.Sink(), s.red)
 		defer func() {
-			err = errors.Join(err, u.Close())
+			err = s.red.Error(errors.Join(err, u.Close())) // what a guest said may be in it
 		}()
 		return f(s)
 	}

@@ -134,6 +134,27 @@ func (r *Redactor) Clean(s string) string {
 	return b.String()
 }
 
+// Error returns err with its secrets replaced in what it says; errors.Is and
+// errors.As see through it.
+func (r *Redactor) Error(err error) error {
+	if err == nil {
+		return nil
+	}
+	text := err.Error()
+	if clean := r.Clean(text); clean != text {
+		return &cleaned{err, clean}
+	}
+	return err
+}
+
+type cleaned struct {
+	err  error
+	text string
+}
+
+func (c *cleaned) Error() string { return c.text }
+func (c *cleaned) Unwrap() error { return c.err }
+
 type span struct{ start, end int }
 
 // spans are the places of secrets in s, in order; those that overlap are one.

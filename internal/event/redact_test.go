@@ -3,7 +3,9 @@ package event
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"strings"
 	"sync"
@@ -61,6 +63,27 @@ func TestTheNilRedactorChangesNothing(t *testing.T) {
 	var r *Redactor
 	if got := r.Clean("hunter2"); got != "hunter2" || r.longest() != 0 {
 		t.Error(got)
+	}
+}
+
+func TestAnErrorTellsNoSecretAndStaysWhatItIs(t *testing.T) {
+	r := redactor("hunter2")
+	if r.Error(nil) != nil {
+		t.Error("an error out of nothing")
+	}
+	plain := errors.New("no secret")
+	if got := r.Error(plain); got != plain {
+		t.Errorf("%#v", got)
+	}
+	inner := &fs.PathError{Op: "open", Path: "/a/hunter2", Err: fs.ErrNotExist}
+	got := r.Error(fmt.Errorf("step: %w", inner))
+	var path *fs.PathError
+	if !errors.Is(got, fs.ErrNotExist) || !errors.As(got, &path) || got.Error() != "step: open /a/‹redacted›: file does not exist" {
+		t.Error(got)
+	}
+	var none *Redactor
+	if none.Error(plain) != plain {
+		t.Error("the nil redactor changes an error")
 	}
 }
 
