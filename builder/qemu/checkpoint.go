@@ -11,7 +11,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/gofrs/flock"
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/builder"
 	"github.com/rebake/rebake/internal/atomicfile"
@@ -140,7 +139,7 @@ func (b *Builder) BootFrom(ctx context.Context, id string, c builder.Checkpoint)
 
 func (b *Builder) bootFrom(ctx context.Context, id, name string, m meta, memory bool) (_ builder.Machine, err error) {
 	layers := append(slices.Clone(m.Layers), name)
-	if err := b.use(id, layers); err != nil {
+	if err := b.use(id, m.BasePath, layers); err != nil {
 		return nil, err
 	}
 	dir, from := b.deps.State.Build(id), filepath.Join(b.deps.State.Checkpoints(), name)
@@ -197,9 +196,9 @@ func (b *Builder) Save(ctx context.Context, bm builder.Machine, key artifact.Dig
 	if err := os.MkdirAll(b.deps.State.Checkpoints(), 0o700); err != nil {
 		return nil, err
 	}
-	lock := flock.New(dir+".lock", flock.SetPermissions(0o600))
-	if ok, err := lock.TryLock(); err != nil || !ok {
-		return nil, errors.Join(err, lock.Close()) // another build makes it, or is on it
+	lock, err := tryLock(dir+".lock", false)
+	if lock == nil {
+		return nil, err // another build makes it, or is on it
 	}
 	if _, err := b.readMeta(dir); err == nil {
 		return nil, lock.Close()
@@ -259,37 +258,19 @@ func (b *Builder) Save(ctx context.Context, bm builder.Machine, key artifact.Dig
 	}, nil
 }
 
-// use holds the checkpoints that machine id's disk will be on.
-func (b *Builder) use(id string, layers []string) error {
+// use holds the base and the checkpoints that machine id's disk will be on.
+func (b *Builder) use(id, base string, layers []string) error {
+	if ok, err := b.useBase(id, base); err != nil || !ok {
+		return errors.Join(fmt.Errorf("%w: its base is being removed", builder.ErrNoCheckpoint), err)
+	}
 	for _, l := range layers {
-		lock := flock.New(filepath.Join(b.deps.State.Checkpoints(), l+".lock"), flock.SetPermissions(0o600))
-		if ok, err := lock.TryRLock(); err != nil || !ok {
-			return errors.Join(fmt.Errorf("%w: %s is in the hands of another rebake", builder.ErrNoCheckpoint, l), err, lock.Close())
+		lock, err := tryLock(filepath.Join(b.deps.State.Checkpoints(), l+".lock"), true)
+		if lock == nil {
+			return errors.Join(fmt.Errorf("%w: %s is in the hands of another rebake", builder.ErrNoCheckpoint, l), err)
 		}
 		b.hold(id, lock)
 	}
 	return nil
-}
-
-func (b *Builder) hold(id string, l *flock.Flock) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.held == nil {
-		b.held = map[string][]*flock.Flock{}
-	}
-	b.held[id] = append(b.held[id], l)
-}
-
-// letGo releases the checkpoints that machine id held.
-func (b *Builder) letGo(id string) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var errs []error
-	for _, l := range b.held[id] {
-		errs = append(errs, l.Close())
-	}
-	delete(b.held, id)
-	return errors.Join(errs...)
 }
 
 // sizeOf is what a directory occupies.

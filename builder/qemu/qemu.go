@@ -143,9 +143,15 @@ func (b *Builder) Prepare(ctx context.Context) (builder.Base, error) {
 
 // Boot implements builder.Builder.
 func (b *Builder) Boot(ctx context.Context, id string) (builder.Machine, error) {
-	base, err := b.src.prepare(ctx)
-	if err != nil {
-		return nil, err
+	var base base
+	for ok := false; !ok; { // it may be evicted between the two
+		var err error
+		if base, err = b.src.prepare(ctx); err != nil {
+			return nil, err
+		}
+		if ok, err = b.useBase(id, base.path); err != nil {
+			return nil, err
+		}
 	}
 	size := max(int64(b.cfg.Disk), base.DiskSize)
 	if b.cfg.Disk != 0 && int64(b.cfg.Disk) < base.DiskSize {

@@ -3,12 +3,15 @@ package qemu
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 
 	"github.com/gofrs/flock"
+	"github.com/rebake/rebake/builder"
+	"github.com/rebake/rebake/internal/cache"
 	"github.com/rebake/rebake/internal/state"
 )
 
@@ -47,6 +50,41 @@ func Sweep(d state.Dir) (gone []string, err error) {
 					gone = append(gone, p)
 				}
 			}
+		}
+	}
+	half, err := sweepCheckpoints(d)
+	return append(gone, half...), err
+}
+
+// sweepCheckpoints removes those that were never finished, or that lost what
+// they stand on.
+func sweepCheckpoints(d state.Dir) (gone []string, err error) {
+	entries, err := os.ReadDir(d.Checkpoints())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	b := &Builder{deps: Deps{State: d}}
+	for again := true; again; { // one that goes may take those on it along
+		again = false
+		for _, e := range entries {
+			dir := filepath.Join(d.Checkpoints(), e.Name())
+			if !e.IsDir() {
+				continue
+			}
+			if _, err := b.readMeta(dir); !errors.Is(err, builder.ErrNoCheckpoint) {
+				continue
+			}
+			if _, err := os.Stat(dir); err != nil {
+				continue
+			}
+			err := exclusively(dir+".lock", func() error { return os.RemoveAll(dir) })
+			if errors.Is(err, cache.ErrInUse) {
+				continue
+			}
+			if err != nil {
+				return gone, fmt.Errorf("remove half-made %s: %w", dir, err)
+			}
+			gone, again = append(gone, dir), true
 		}
 	}
 	return gone, nil

@@ -141,7 +141,7 @@ func onUsageError(c *cli.Context, err error, _ bool) error {
 func commands() []*cli.Command {
 	return []*cli.Command{
 		upCommand(), buildCommand(), validateCommand(), initCommand(),
-		deployCommand(), rollbackCommand(), fleetCommand(), imagesCommand(),
+		deployCommand(), rollbackCommand(), fleetCommand(), imagesCommand(), planCommand(), cacheCommand(),
 		doctorCommand(), gcCommand(), schemaCommand(), docsCommand(), completionCommand(), versionCommand(), helpCommand(),
 	}
 }

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/artifact/oci"
 	"github.com/rebake/rebake/builder"
 	"github.com/rebake/rebake/builder/qemu"
 	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/fleet/haproxy"
 	poolqemu "github.com/rebake/rebake/fleet/qemu"
+	"github.com/rebake/rebake/internal/cache"
 	"github.com/rebake/rebake/internal/check"
 	"github.com/rebake/rebake/internal/pipeline"
 	"github.com/rebake/rebake/internal/state"
@@ -34,6 +36,14 @@ func backends() pipeline.Backends {
 		},
 		Builder: newBuilder, Provisioner: newProvisioner, Check: newCheck,
 		Pool: newPool, Router: newRouter, Destroy: destroyer, Sweep: sweep,
+		Contents: func(env pipeline.Env) ([]artifact.Digest, error) { return qemu.Contents(env.State) },
+		Cached: func(env pipeline.Env, keep []artifact.Digest) ([]cache.Entry, error) {
+			hex := map[string]bool{}
+			for _, k := range keep {
+				hex[k.Hex()] = true
+			}
+			return qemu.Cached(env.State, hex)
+		},
 	}
 }
 

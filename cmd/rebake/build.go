@@ -32,6 +32,7 @@ func bakeFlags() []cli.Flag {
 		&cli.DurationFlag{Name: "max-age", Value: pipeline.DefaultMaxAge, Usage: "bake an unchanged template again once its image is older than this `DURATION`, because packages move on; 0 never"},
 		&cli.BoolFlag{Name: "no-cache", Usage: "run every step, and boot: go on from no checkpoint"},
 		&cli.StringFlag{Name: "no-cache-from", Usage: "run this `STEP` and all after it"},
+		&cli.StringFlag{Name: "cache-max-size", Value: "20G", EnvVars: []string{"REBAKE_CACHE_MAX_SIZE"}, Usage: "after the build, remove what was not used for the longest time until the cache is no larger than this `SIZE`; 0: no limit"},
 		&cli.BoolFlag{Name: "skip-test", Usage: "store the image without booting it for its tests"},
 		&cli.StringFlag{Name: "on-failure", Value: "destroy", Usage: "`destroy` the machine of a failed build, or keep it up until interrupted"},
 	}
@@ -78,6 +79,10 @@ func (s *session) bakeOptions() (pipeline.BakeOptions, error) {
 		Only: s.c.StringSlice("only"), Version: s.c.String("version"), Tags: s.c.StringSlice("tag"),
 		Force: s.c.Bool("force"), MaxAge: s.c.Duration("max-age"), SkipTest: s.c.Bool("skip-test"),
 		NoCache: s.c.Bool("no-cache"), NoCacheFrom: s.c.String("no-cache-from"),
+	}
+	var err error
+	if s.Env.MaxCache, err = sizeFlag(s.c, "cache-max-size"); err != nil {
+		return o, err
 	}
 	if o.MaxAge < 0 {
 		return o, usagef("0 never bakes again what did not change", "--max-age %s is below zero", o.MaxAge)
@@ -161,8 +166,12 @@ func validateCommand() *cli.Command {
 			}
 			var b strings.Builder
 			for _, p := range plans {
+				var steps []string
+				for _, st := range p.Steps {
+					steps = append(steps, st.Name)
+				}
 				fmt.Fprintf(&b, "%s: valid\n  %s with %s\n  provision: %s\n  test: %s\n  tags: %s\n", path, p.Image, p.Build,
-					strings.Join(p.Steps, ", "), strings.Join(p.Tests, ", "), strings.Join(p.Tags, ", "))
+					strings.Join(steps, ", "), strings.Join(p.Tests, ", "), strings.Join(p.Tags, ", "))
 				if p.Current != "" {
 					fmt.Fprintf(&b, "  nothing to bake: %s is of the same inputs\n", p.Current)
 				}

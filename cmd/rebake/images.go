@@ -233,7 +233,7 @@ func imagesPrune(s *session) error {
 	if grace := s.c.Duration("grace"); grace < 0 {
 		return usagef("0 deletes what is not needed at once", "--grace %s is below zero", grace)
 	}
-	keep, err := pipeline.InUse(s.Env)
+	keep, err := pipeline.Needed(s.Env)
 	if err != nil {
 		return fmt.Errorf("cannot tell what is in use, so nothing was deleted: %w", err)
 	}

@@ -36,6 +36,7 @@ func Bake(ctx context.Context, env Env, tpl *template.Template, opts BakeOptions
 	if err != nil {
 		return nil, err
 	}
+	defer boundCache(ctx, env)
 	var done []Baked
 	for _, k := range bakes {
 		if k.current != nil {

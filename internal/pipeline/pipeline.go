@@ -11,6 +11,7 @@ import (
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/builder"
 	"github.com/rebake/rebake/fleet"
+	"github.com/rebake/rebake/internal/cache"
 	"github.com/rebake/rebake/internal/check"
 	"github.com/rebake/rebake/internal/state"
 	"github.com/rebake/rebake/internal/template"
@@ -30,6 +31,7 @@ type Env struct {
 	Store    artifact.Store
 	Backends Backends
 	Version  string // of rebake
+	MaxCache int64  // bytes that the cache may occupy after a build; 0: no limit
 }
 
 // Backends makes the parts that a template names.
@@ -44,6 +46,10 @@ type Backends struct {
 	Destroy func(env Env, kind string) func(id string) error
 	// Sweep removes half-made files of killed runs and returns their paths.
 	Sweep func(ctx context.Context, env Env) ([]string, error)
+	// Cached lists what is kept to save time; a disk of the contents in keep is in use.
+	Cached func(env Env, keep []artifact.Digest) ([]cache.Entry, error)
+	// Contents lists what the store must keep for what is cached.
+	Contents func(env Env) ([]artifact.Digest, error)
 }
 
 // StepEnv is what every script of a build may know.

@@ -225,40 +225,6 @@ func (k *bake) tags() []string {
 	return append(append([]string{"latest"}, k.tpl.Tags...), k.opts.Tags...)
 }
 
-// Plan is what a bake would do.
-type Plan struct {
-	Build   string          `json:"build"`
-	Image   string          `json:"image"`
-	Steps   []string        `json:"steps"`
-	Tests   []string        `json:"tests"`
-	Tags    []string        `json:"tags"`
-	Inputs  artifact.Digest `json:"inputs_digest"`
-	Current string          `json:"current,omitempty"` // the image that makes a bake needless
-}
-
-// MakePlan checks a template against its backends and tells what a bake would do.
-func MakePlan(ctx context.Context, env Env, tpl *template.Template, opts BakeOptions) ([]Plan, error) {
-	bakes, err := bakesOf(ctx, env, tpl, opts)
-	if err != nil {
-		return nil, err
-	}
-	var plans []Plan
-	for _, k := range bakes {
-		p := Plan{Build: k.build.Name, Image: k.tpl.Name + ":" + k.version, Tags: k.tags(), Inputs: k.inputs}
-		for _, s := range k.steps {
-			p.Steps = append(p.Steps, s.Name)
-		}
-		for _, c := range k.checks {
-			p.Tests = append(p.Tests, c.name)
-		}
-		if k.current != nil {
-			p.Current = k.current.Name + ":" + k.current.Version
-		}
-		plans = append(plans, p)
-	}
-	return plans, nil
-}
-
 func bakesOf(ctx context.Context, env Env, tpl *template.Template, opts BakeOptions) ([]*bake, error) {
 	var bakes []*bake
 	known := map[string]bool{}

@@ -1,0 +1,55 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+
+	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/internal/cache"
+	"github.com/rebake/rebake/internal/event"
+)
+
+// Cached lists what is kept to save time. It fails rather than call something
+// unused that a fleet may need.
+func Cached(env Env) ([]cache.Entry, error) {
+	keep, err := InUse(env)
+	if err != nil {
+		return nil, err
+	}
+	return env.Backends.Cached(env, keep)
+}
+
+// Needed lists the contents that the store must keep: what fleets run or could
+// go back to, and what cached bases are.
+func Needed(env Env) ([]artifact.Digest, error) {
+	keep, err := InUse(env)
+	if err != nil || env.Backends.Contents == nil {
+		return keep, err
+	}
+	cached, err := env.Backends.Contents(env)
+	return append(keep, cached...), err
+}
+
+// PruneCache removes what was not used for the longest time until the cache
+// occupies at most limit bytes.
+func PruneCache(ctx context.Context, env Env, limit int64) ([]cache.Entry, error) {
+	entries, err := Cached(env)
+	if err != nil {
+		return nil, err
+	}
+	return cache.Prune(ctx, entries, limit)
+}
+
+// boundCache keeps the cache in its bounds after a build, which does not fail for it.
+func boundCache(ctx context.Context, env Env) {
+	if env.MaxCache <= 0 || env.Backends.Cached == nil {
+		return
+	}
+	gone, err := PruneCache(context.WithoutCancel(ctx), env, env.MaxCache)
+	for _, e := range gone {
+		event.Infof(ctx, "cache over its bound: removed %s %s", e.Kind, e.What)
+	}
+	if err != nil && !errors.Is(err, context.Canceled) {
+		event.Warnf(ctx, "the cache was not pruned: %v", err)
+	}
+}
