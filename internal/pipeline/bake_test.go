@@ -364,7 +364,7 @@ func TestASensitiveValueIsNeverSaid(t *testing.T) {
 	const secret = "s3cr3t-t0ken"
 	for name, text := range map[string]string{
 		"a bake that goes well": web("", ""),
-		"a step that fails":     web("  - shell: {env: {T: \"${{ var.token }}\"}, inline: [\"echo $T\", \"echo $T >&2\", \"exit 1\"]}\n", ""),
+		"a step that fails":     web("  - shell: {env: {T: \"${{ var.token }}\"}, inline: [\"echo $T\", \"echo $T >&2\", \"echo printed $T >>$HOME/../../console\", \"exit 1\"]}\n", ""),
 		"a check that fails":    web("", "  - shell: {env: {T: \"${{ var.token }}\"}, inline: [\"echo $T; exit 1\"]}\n"),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -376,10 +376,14 @@ func TestASensitiveValueIsNeverSaid(t *testing.T) {
 			if said := w.said(); strings.Contains(said, secret) || !strings.Contains(said, "redacted") {
 				t.Errorf("said:\n%s", said)
 			}
-			for name, text := range w.logs() {
+			logs := w.logs()
+			for name, text := range logs {
 				if strings.Contains(text, secret) {
 					t.Errorf("%s holds it", name)
 				}
+			}
+			if strings.Contains(name, "step") && !strings.Contains(logOf(logs, "-console.log"), "printed ") {
+				t.Error("the console does not show what was printed there: the test is blind")
 			}
 			for _, img := range w.images() {
 				if strings.Contains(string(img.Lineage.InputsDigest)+img.Name, secret) {

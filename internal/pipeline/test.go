@@ -52,7 +52,7 @@ func (k *bake) testBoot(ctx context.Context, id string, disk artifact.Disk, full
 		return nil, who, err
 	}
 	defer func() {
-		if err != nil || len(failures(res)) > 0 {
+		if err != nil {
 			k.keepConsole(ctx, mach, id)
 		}
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
