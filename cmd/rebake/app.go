@@ -141,7 +141,7 @@ func onUsageError(c *cli.Context, err error, _ bool) error {
 func commands() []*cli.Command {
 	return []*cli.Command{
 		upCommand(), buildCommand(), validateCommand(), initCommand(),
-		deployCommand(), rollbackCommand(), fleetCommand(), imagesCommand(), planCommand(), cacheCommand(),
+		deployCommand(), rollbackCommand(), fleetCommand(), imagesCommand(), planCommand(), cacheCommand(), shellCommand(),
 		doctorCommand(), gcCommand(), schemaCommand(), docsCommand(), completionCommand(), versionCommand(), helpCommand(),
 	}
 }
@@ -183,6 +183,7 @@ func with(f func(*session) error) cli.ActionFunc {
 		if err != nil {
 			return err
 		}
+		env.Ask = asker(c)
 		s := &session{Env: env, c: c, ui: u, red: &event.Redactor{}}
 		s.ctx = event.With(c.Context, u.Sink(), s.red)
 		defer func() {

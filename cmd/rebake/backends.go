@@ -19,6 +19,7 @@ import (
 	"github.com/rebake/rebake/internal/state"
 	"github.com/rebake/rebake/internal/template"
 	"github.com/rebake/rebake/provisioner"
+	"github.com/rebake/rebake/provisioner/breakpoint"
 	"github.com/rebake/rebake/provisioner/file"
 	"github.com/rebake/rebake/provisioner/shell"
 )
@@ -29,7 +30,7 @@ func backends() pipeline.Backends {
 	return pipeline.Backends{
 		Kinds: template.Kinds{
 			Builders:     map[string]func() any{"qemu": func() any { return new(qemu.Config) }},
-			Provisioners: map[string]func() any{"shell": func() any { return new(shell.Config) }, "file": func() any { return new(file.Config) }},
+			Provisioners: map[string]func() any{"shell": func() any { return new(shell.Config) }, "file": func() any { return new(file.Config) }, "breakpoint": func() any { return new(breakpoint.Config) }},
 			Checks:       check.Kinds(),
 			Pools:        map[string]func() any{"qemu": func() any { return new(poolqemu.Config) }},
 			Routers:      map[string]func() any{"haproxy": func() any { return new(haproxy.Config) }},
@@ -84,6 +85,12 @@ func newProvisioner(s template.Step, env pipeline.StepEnv) (p provisioner.Provis
 			return nil, err
 		}
 		p, err = file.New(cfg, env.Dir)
+	case "breakpoint":
+		var cfg breakpoint.Config
+		if err := s.Block.Decode(&cfg); err != nil {
+			return nil, err
+		}
+		p = breakpoint.New(cfg)
 	default:
 		err = fmt.Errorf("unknown provisioner %q", s.Kind)
 	}

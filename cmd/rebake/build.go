@@ -34,7 +34,7 @@ func bakeFlags() []cli.Flag {
 		&cli.StringFlag{Name: "no-cache-from", Usage: "run this `STEP` and all after it"},
 		&cli.StringFlag{Name: "cache-max-size", Value: "20G", EnvVars: []string{"REBAKE_CACHE_MAX_SIZE"}, Usage: "after the build, remove what was not used for the longest time until the cache is no larger than this `SIZE`; 0: no limit"},
 		&cli.BoolFlag{Name: "skip-test", Usage: "store the image without booting it for its tests"},
-		&cli.StringFlag{Name: "on-failure", Value: "destroy", Usage: "`destroy` the machine of a failed build, or keep it up until interrupted"},
+		&cli.StringFlag{Name: "on-failure", Value: "destroy", Usage: "`destroy` the machine of a failed build, keep it up until interrupted, or ask: enter it, retry the step, skip it, give up"},
 	}
 }
 
@@ -91,8 +91,13 @@ func (s *session) bakeOptions() (pipeline.BakeOptions, error) {
 	case "destroy":
 	case "keep":
 		o.KeepFails = true
+	case "ask":
+		o.AskFails = true
+		if s.Env.Ask == nil {
+			return o, usagef("destroy or keep", "--on-failure ask needs a terminal to ask at")
+		}
 	default:
-		return o, usagef("destroy or keep", "unknown --on-failure %q", v)
+		return o, usagef("destroy, keep or ask", "unknown --on-failure %q", v)
 	}
 	return o, nil
 }

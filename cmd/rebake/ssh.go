@@ -32,13 +32,22 @@ func fleetSSH(s *session) error {
 		return err
 	}
 	defer c.Close()
+	app := s.c.App
+	if len(command) > 0 {
+		if err := s.ui.Close(); err != nil {
+			return err
+		}
+		return c.Run(s.ctx, provisioner.Cmd{Line: strings.Join(command, " "), Stdin: stdinUnlessTerminal(app.Reader), Stdout: app.Writer, Stderr: app.ErrWriter})
+	}
+	return s.shell(c)
+}
+
+// shell hands the terminal over to a login shell in a guest.
+func (s *session) shell(c *ssh.Client) error {
 	if err := s.ui.Close(); err != nil {
 		return err
 	}
 	app := s.c.App
-	if len(command) > 0 {
-		return c.Run(s.ctx, provisioner.Cmd{Line: strings.Join(command, " "), Stdin: stdinUnlessTerminal(app.Reader), Stdout: app.Writer, Stderr: app.ErrWriter})
-	}
 	f, ok := app.Reader.(*os.File)
 	if !ok || !ui.IsTerminal(f) {
 		return c.Interactive(s.ctx, app.Reader, app.Writer, app.ErrWriter)

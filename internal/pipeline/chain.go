@@ -98,7 +98,7 @@ func (k *bake) chain() (links []link, whole bool) {
 func (k *bake) imageInputs() artifact.Digest {
 	links, whole := k.chain()
 	last := links[len(links)-1]
-	if !whole || last.never {
+	if !whole || last.never || k.touched {
 		return ""
 	}
 	var in artifact.Inputs

@@ -2,12 +2,14 @@ package pipeline
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/rebake/rebake/builder"
 	"github.com/rebake/rebake/internal/atomicfile"
@@ -29,7 +31,7 @@ func (k *bake) keep(ctx context.Context, id string, mach builder.Machine, g prov
 	default:
 	}
 	event.Warnf(ctx, "%v", failed)
-	way, err := k.wayIn(ctx, id, mach, g)
+	way, _, err := k.wayIn(ctx, id, mach, g)
 	if err != nil {
 		k.keepConsole(ctx, mach, id)
 		way = fmt.Sprintf("nobody can log in (%v); its console is in %s", err, k.env.State.Logs())
@@ -42,45 +44,137 @@ func (k *bake) keep(ctx context.Context, id string, mach builder.Machine, g prov
 	return failed
 }
 
+// Way is how a person gets into the machine of a build that waits for them.
+type Way struct {
+	ID       string   `json:"id"`
+	Addr     string   `json:"addr"`
+	User     string   `json:"user"`
+	HostKeys []string `json:"host_keys"` // lines of authorized_keys
+	Key      string   `json:"key"`       // file of the private key
+}
+
+const wayName = "way.json"
+
 // wayIn gives a person a key of their own and tells the command to use it. Its
-// files go with the machine's directory.
-func (k *bake) wayIn(ctx context.Context, id string, mach builder.Machine, g provisioner.Guest) (string, error) {
+// files go with the machine's directory. shut takes the key out of the guest.
+func (k *bake) wayIn(ctx context.Context, id string, mach builder.Machine, g provisioner.Guest) (way string, shut func(context.Context) error, err error) {
 	if g == nil {
-		return "", errors.New("the machine does not accept SSH")
+		return "", nil, errors.New("the machine does not accept SSH")
 	}
 	ep, err := mach.Endpoint(ctx)
 	if err != nil {
-		return "", err
-	}
-	host, port, err := net.SplitHostPort(ep.Addr)
-	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	key, err := ssh.NewKey()
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	err = g.Run(ctx, provisioner.Cmd{
 		Line:  `umask 077; mkdir -p "$HOME/.ssh" && cat >>"$HOME/.ssh/authorized_keys"`,
 		Stdin: strings.NewReader(key.Authorized + "\n"),
 	})
 	if err != nil {
-		return "", fmt.Errorf("add a key: %w", err)
-	}
-	var known strings.Builder
-	for _, h := range ep.HostKeys {
-		fmt.Fprintln(&known, knownhosts.Line([]string{ep.Addr}, h))
+		return "", nil, fmt.Errorf("add a key: %w", err)
 	}
 	dir := k.env.State.Build(id)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", nil, err
+	}
+	host, port, err := net.SplitHostPort(ep.Addr)
+	if err != nil {
+		return "", nil, err
+	}
+	w, knownFile := Way{ID: id, Addr: ep.Addr, User: ep.User, Key: filepath.Join(dir, "person.key")}, filepath.Join(dir, "known_hosts")
+	var known strings.Builder
+	for _, h := range ep.HostKeys {
+		w.HostKeys = append(w.HostKeys, ssh.AuthorizedLine(h))
+		fmt.Fprintln(&known, knownhosts.Line([]string{ep.Addr}, h))
+	}
+	if err := errors.Join(atomicfile.Write(w.Key, key.PEM, 0o600), atomicfile.Write(knownFile, []byte(known.String()), 0o600), atomicfile.Write(filepath.Join(dir, wayName), jsonLine(w), 0o600)); err != nil {
+		return "", nil, err
+	}
+	shut = func(ctx context.Context) error {
+		err := g.Run(ctx, provisioner.Cmd{
+			Line: `f="$HOME/.ssh/authorized_keys"; grep -vxF -- "$K" "$f" >"$f.new"; cat "$f.new" >"$f" && rm "$f.new"`,
+			Env:  map[string]string{"K": key.Authorized},
+		})
+		if err != nil {
+			err = fmt.Errorf("take the person's key out of the guest: %w", err)
+		}
+		return errors.Join(err, os.Remove(filepath.Join(dir, wayName)), os.Remove(w.Key))
+	}
+	return fmt.Sprintf("`rebake shell %s` enters it (or: ssh -i %s -o IdentitiesOnly=yes -o UserKnownHostsFile=%s -p %s %s@%s)", id,
+		provisioner.Quote(w.Key), provisioner.Quote(knownFile), port, ep.User, host), shut, nil
+}
+
+// Ways lists the machines that wait for a person.
+func Ways(env Env) ([]Way, error) {
+	found, err := filepath.Glob(filepath.Join(env.State.Builds(), "*", wayName))
+	if err != nil {
+		return nil, err
+	}
+	var ways []Way
+	for _, path := range found {
+		raw, err := os.ReadFile(path)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		var w Way
+		if err == nil {
+			err = json.Unmarshal(raw, &w)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", path, err)
+		}
+		ways = append(ways, w)
+	}
+	return ways, nil
+}
+
+// Enter dials a machine that waits for a person.
+func Enter(ctx context.Context, w Way) (*ssh.Client, error) {
+	pem, err := os.ReadFile(w.Key)
+	if err != nil {
+		return nil, err
+	}
+	key, err := ssh.ParseKey(pem)
+	if err != nil {
+		return nil, err
+	}
+	t := ssh.Target{Addr: w.Addr, User: w.User, Signer: key.Signer}
+	for _, line := range w.HostKeys {
+		h, err := ssh.ParseAuthorized(line)
+		if err != nil {
+			return nil, err
+		}
+		t.HostKeys = append(t.HostKeys, h)
+	}
+	return ssh.Dial(ctx, t, ssh.Options{Timeout: 30 * time.Second})
+}
+
+// A person's answers.
+const (
+	answerRetry = "retry"
+	answerSkip  = "skip"
+	answerStop  = "give up"
+	answerGoOn  = "go on"
+)
+
+// decide asks a person about a failed step, or about a breakpoint, with a way
+// into the machine open meanwhile. What they did there nobody can tell, so
+// nothing after it is cached.
+func (k *bake) decide(ctx context.Context, r *rig, question string, choices ...string) (string, error) {
+	k.touched, r.silent = true, true
+	way, shut, err := k.wayIn(ctx, r.id, r.mach, r.guest)
+	if err != nil {
+		way, shut = fmt.Sprintf("nobody can log in: %v", err), func(context.Context) error { return nil }
+	}
+	event.Waiting(ctx, "you: %s; %s", question, way)
+	answer, err := k.env.Ask(ctx, question+"; "+way, choices)
+	if err != nil {
 		return "", err
 	}
-	keyFile, knownFile := filepath.Join(dir, "ssh.key"), filepath.Join(dir, "known_hosts")
-	if err := errors.Join(atomicfile.Write(keyFile, key.PEM, 0o600), atomicfile.Write(knownFile, []byte(known.String()), 0o600)); err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("ssh -i %s -o IdentitiesOnly=yes -o UserKnownHostsFile=%s -p %s %s@%s",
-		provisioner.Quote(keyFile), provisioner.Quote(knownFile), port, ep.User, host), nil
+	return answer, shut(ctx)
 }
 
 // keepConsole saves a failed machine's console beside the log.

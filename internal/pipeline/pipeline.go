@@ -31,7 +31,9 @@ type Env struct {
 	Store    artifact.Store
 	Backends Backends
 	Version  string // of rebake
-	MaxCache int64  // bytes that the cache may occupy after a build; 0: no limit
+	// Ask puts a question to a person and returns one of the choices; nil: nobody is there.
+	Ask      func(ctx context.Context, question string, choices []string) (string, error)
+	MaxCache int64 // bytes that the cache may occupy after a build; 0: no limit
 }
 
 // Backends makes the parts that a template names.

@@ -25,6 +25,7 @@ type BakeOptions struct {
 	MaxAge    time.Duration // an unchanged image, or state after a step, older than this is made again; 0: never
 	SkipTest  bool
 	KeepFails bool // on failure keep the machine up until interrupted
+	AskFails  bool // on failure of a step ask a person (Env.Ask)
 	Allow     func(version string) error
 
 	NoCache     bool   // go on from no checkpoint; new ones are saved
@@ -49,6 +50,7 @@ type bake struct {
 	base       artifact.Inputs    // of the machine as it boots
 	tests      []string           // as they enter the image's inputs
 	probes     map[int]string     // by step: what its refresh command printed
+	touched    bool               // a person was in the machine
 	distrusted map[time.Time]bool // checkpoints that could not be gone on from, by their time
 }
 

@@ -145,8 +145,22 @@ func (r *rig) step(ctx context.Context) error {
 	links, _ := r.k.chain()
 	s, l := r.k.steps[r.at()], links[r.at()+1]
 	began := time.Now()
-	if err := r.k.provision(ctx, s, r.guest); err != nil {
-		return err
+	if b, ok := s.Provisioner.(breakpoint); ok {
+		if err := r.k.pause(ctx, r, s, b); err != nil {
+			return err
+		}
+	} else if err := r.k.provision(ctx, s, r.guest); err != nil {
+		if !r.k.opts.AskFails || r.k.env.Ask == nil || ctx.Err() != nil {
+			return err
+		}
+		switch answer, aerr := r.k.decide(ctx, r, err.Error(), answerRetry, answerSkip, answerStop); {
+		case aerr != nil:
+			return errors.Join(err, aerr)
+		case answer == answerRetry:
+			return r.step(ctx)
+		case answer != answerSkip:
+			return err
+		}
 	}
 	r.unsaved += time.Since(began)
 	r.trail = append(r.trail, passed{l.name, l.key, l.inputs, now()})
@@ -154,6 +168,23 @@ func (r *rig) step(ctx context.Context) error {
 		r.save(ctx)
 	}
 	return nil
+}
+
+// breakpoint is a step at which a person may look at the machine.
+type breakpoint interface{ Breakpoint() string }
+
+func (k *bake) pause(ctx context.Context, r *rig, s step, b breakpoint) error {
+	return event.Run(ctx, "provision: "+s.Name, func(ctx context.Context) error {
+		if k.env.Ask == nil {
+			event.Warnf(ctx, "breakpoint passed over: there is no terminal to ask at")
+			return nil
+		}
+		answer, err := k.decide(ctx, r, b.Breakpoint(), answerGoOn, answerStop)
+		if err == nil && answer != answerGoOn {
+			err = errors.New("given up at the breakpoint")
+		}
+		return err
+	})
 }
 
 // save makes a checkpoint of the machine, if what it saves the next build takes
@@ -204,7 +235,7 @@ func (k *bake) provisionAll(ctx context.Context, r *rig) (again bool, err error)
 	for r.at() < len(k.steps) {
 		s := k.steps[r.at()]
 		if _, asked := k.probes[r.at()]; s.Cache.Refresh != "" && !asked {
-			if err := k.ask(ctx, r, s); err != nil {
+			if err := k.refresh(ctx, r, s); err != nil {
 				return false, err
 			}
 			if k.imageInputs() != "" { // told at last
@@ -224,8 +255,8 @@ func (k *bake) provisionAll(ctx context.Context, r *rig) (again bool, err error)
 	return false, nil
 }
 
-// ask runs a step's refresh command.
-func (k *bake) ask(ctx context.Context, r *rig, s step) error {
+// refresh runs a step's refresh command.
+func (k *bake) refresh(ctx context.Context, r *rig, s step) error {
 	return event.Run(ctx, fmt.Sprintf("ask whether %q would do anything else", s.Name), func(ctx context.Context) error {
 		var out capped
 		if err := r.guest.Run(ctx, provisioner.Cmd{Line: s.Cache.Refresh, Stdout: &out, Stderr: event.Writer(ctx)}); err != nil {

@@ -52,3 +52,9 @@ func ParseKey(pem []byte) (Key, error) {
 func AuthorizedLine(k ssh.PublicKey) string {
 	return string(bytes.TrimSpace(ssh.MarshalAuthorizedKey(k))) + " " + comment
 }
+
+// ParseAuthorized reads a public key from a line as AuthorizedLine makes it.
+func ParseAuthorized(line string) (ssh.PublicKey, error) {
+	k, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
+	return k, err
+}

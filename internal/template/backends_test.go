@@ -11,6 +11,7 @@ import (
 	poolqemu "github.com/rebake/rebake/fleet/qemu"
 	"github.com/rebake/rebake/internal/check"
 	"github.com/rebake/rebake/internal/template"
+	"github.com/rebake/rebake/provisioner/breakpoint"
 	"github.com/rebake/rebake/provisioner/file"
 	"github.com/rebake/rebake/provisioner/shell"
 )
@@ -20,7 +21,7 @@ import (
 func realKinds() template.Kinds {
 	return template.Kinds{
 		Builders:     map[string]func() any{"qemu": func() any { return new(buildqemu.Config) }},
-		Provisioners: map[string]func() any{"shell": func() any { return new(shell.Config) }, "file": func() any { return new(file.Config) }},
+		Provisioners: map[string]func() any{"shell": func() any { return new(shell.Config) }, "file": func() any { return new(file.Config) }, "breakpoint": func() any { return new(breakpoint.Config) }},
 		Checks:       check.Kinds(),
 		Pools:        map[string]func() any{"qemu": func() any { return new(poolqemu.Config) }},
 		Routers:      map[string]func() any{"haproxy": func() any { return new(haproxy.Config) }},

@@ -24,7 +24,7 @@ var described = map[string]string{
 	"builder.qemu": "build/qemu", "builder.qemu.from": "build/from", "builder.qemu.ssh": "build/ssh",
 	"pool.qemu": "fleet/pool qemu", "router.haproxy": "fleet/router haproxy",
 	"step": "provision", "step.cache": "provision/cache",
-	"provisioner.shell": "provision/shell", "provisioner.file": "provision/file",
+	"provisioner.shell": "provision/shell", "provisioner.file": "provision/file", "provisioner.breakpoint": "provision/breakpoint",
 	"check.shell": "test/shell", "check.command": "test/command", "check.http": "test/http", "check.tcp": "test/tcp",
 	"check.file": "test/file", "check.service": "test/service", "check.package": "test/package",
 }

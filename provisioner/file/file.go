@@ -45,10 +45,10 @@ type Config struct {
 }
 
 type step struct {
-	cfg     Config
-	dir     string
-	tree    *tree
-	into    string // directory of the guest that the tree goes into
+	cfg  Config
+	dir  string
+	tree *tree
+	into string // directory of the guest that the tree goes into
 }
 
 var accountName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*\$?$`)
