@@ -175,6 +175,9 @@ func (b *Builder) BootTest(ctx context.Context, id string, d artifact.Disk, port
 // start boots a machine on a disk; with ports (even none) it is one for tests.
 func (b *Builder) start(ctx context.Context, id, host string, base base, backing, format string, size int64, ports []int) (builder.Machine, error) {
 	dir := b.deps.State.Build(id)
+	if old, err := qemu.Attach(dir); err == nil && old.Running() {
+		return nil, fmt.Errorf("machine %s runs already (pid %d)", id, old.PID()) // its disk must stay what it is
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}

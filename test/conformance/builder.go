@@ -366,11 +366,14 @@ func (s *builderSuite) life() {
 	g, up := s.dial(build), s.dial(button)
 	s.sh(g, "echo built >made && sync")
 	s.sh(up, "true")
+	if _, err := s.Builder.Boot(ctx, s.id("l1")); err == nil {
+		s.t.Error("a machine that runs was booted again")
+	} // and its disk is what it was: seen below
 	s.ok(seal.Shutdown(ctx, g)) // the guest goes down by itself
+	s.gone(build)
 	d, err := build.Capture(ctx)
 	s.ok(err)
 	defer d.Close()
-	s.gone(build)
 	pressed, err := button.Capture(ctx) // somebody presses the power button
 	s.ok(err)
 	s.read(pressed)
