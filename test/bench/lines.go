@@ -32,6 +32,8 @@ func (t *tail) text() string {
 // rebakeLines reads what `rebake --output json build` prints.
 type rebakeLines struct {
 	phases []phase
+	ended  time.Time // of the last task that no other holds, which is
+	last   string
 	result []struct {
 		Changed bool
 		Image   struct {
@@ -45,6 +47,8 @@ type rebakeLines struct {
 func (r *rebakeLines) line(_ time.Time, text string) {
 	var e struct {
 		Kind, Name string
+		Time       time.Time
+		Parent     int
 		Seconds    float64
 		Result     json.RawMessage
 	}
@@ -53,8 +57,17 @@ func (r *rebakeLines) line(_ time.Time, text string) {
 		return
 	}
 	switch e.Kind {
+	case "start":
+		// After it has connected, and before the next task, rebake gives the guest the time and fresh entropy.
+		if e.Parent == 0 && r.last == connectPhase {
+			r.phases = append(r.phases, phase{wakePhase, e.Time.Sub(r.ended).Seconds()})
+		}
 	case "end":
+		e.Name = ago.ReplaceAllString(e.Name, "")
 		r.phases = append(r.phases, phase{e.Name, e.Seconds})
+		if e.Parent == 0 {
+			r.ended, r.last = e.Time, e.Name
+		}
 	case "result":
 		if err := json.Unmarshal(e.Result, &r.result); err != nil {
 			r.bad = fmt.Errorf("rebake's result %s: %w", e.Result, err)
@@ -70,6 +83,9 @@ type packerLines struct {
 	name   string
 	seen   map[string]int
 }
+
+// ago differs from run to run.
+var ago = regexp.MustCompile(`, saved \S+ ago$`)
 
 // arrow is a line that begins a phase.
 var arrow = regexp.MustCompile(`^(?:==> qemu: (.*)|(Build 'qemu' finished).*|(==> Builds finished).*)$`)

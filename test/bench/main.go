@@ -28,6 +28,7 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "scenarios to run, with commas between: real, trivial, files, netem, tests")
 	flag.StringVar(&o.work, "work", ".cache/bench", "folder of everything but the page; the base disk in it is kept for the next run")
 	flag.StringVar(&o.page, "page", "docs/benchmarks.md", "the page to write")
+	flag.StringVar(&o.bootWait, "boot-wait", "", "Packer's boot_wait, instead of finding out which is best")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := measureAll(ctx, o)
@@ -39,8 +40,8 @@ func main() {
 }
 
 type options struct {
-	rebake, only, work, page string
-	pairs                    int
+	rebake, only, work, page, bootWait string
+	pairs                              int
 }
 
 // pick are the scenarios that were asked for.
@@ -104,23 +105,24 @@ func measureAll(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(filepath.Join(b.work, "homes"))) }()
-	if err := b.tunePacker(ctx, min(3, o.pairs)); err != nil {
-		return err
+	if b.bootWait = o.bootWait; b.bootWait == "" {
+		if err := b.tunePacker(ctx, min(3, o.pairs)); err != nil {
+			return err
+		}
 	}
 	if err := b.commands(ctx); err != nil {
 		return err
 	}
 	if slices.ContainsFunc(chosen, func(s scenario) bool { return s.name == "netem" }) {
-		var remove func() error
-		b.slowNS, remove, err = slowNetwork(ctx)
+		b.slow, err = slowNetwork(ctx)
 		switch {
-		case errors.Is(err, errNotRoot):
+		case errors.Is(err, errNotAllowed):
 			page.noSlow = err.Error()
 			b.note("netem: not measured: %v", err)
 		case err != nil:
 			return err
 		default:
-			defer func() { err = errors.Join(err, remove()) }()
+			defer func() { err = errors.Join(err, b.slow.remove(ctx)) }()
 		}
 	}
 	for n := 1; n <= o.pairs; n++ {
@@ -194,13 +196,13 @@ func (b *bench) tunePacker(ctx context.Context, times int) error {
 }
 
 // commands measures the commands that build nothing.
-func (b *bench) commands(ctx context.Context) error {
+func (b *bench) commands(ctx context.Context) (err error) {
 	input := filepath.Join(b.work, "input")
 	home, err := b.freshHome(ctx, "commands")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(home)
+	defer func() { err = errors.Join(err, os.RemoveAll(home)) }()
 	packer := []string{"packer", "validate"}
 	for k, v := range map[string]string{"base": b.base, "key": b.key, "seed": b.seed, "output": b.packerOutput(), "boot_wait": "1s"} {
 		packer = append(packer, "-var", k+"="+v)

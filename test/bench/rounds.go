@@ -108,17 +108,17 @@ func rebakeFiles(ctx context.Context, r round) error {
 }
 
 func rebakeSlow(ctx context.Context, r round) error {
-	if r.slowNS == "" {
+	if r.slow == nil {
 		return nil
 	}
-	return r.builds(ctx, "netem", []namedBuild{{name: "netem: first build", rebakeBuild: rebakeBuild{template: "files", changed: true, ns: r.slowNS}}})
+	return r.builds(ctx, "netem", []namedBuild{{name: "netem: first build", rebakeBuild: rebakeBuild{template: "files", changed: true, ns: r.slow.name}}})
 }
 
 func packerSlow(ctx context.Context, r round) error {
-	if r.slowNS == "" {
+	if r.slow == nil {
 		return nil
 	}
-	_, err := r.packerBuild(ctx, "netem", r.n, packerBuild{template: "files", ns: r.slowNS})
+	_, err := r.packerBuild(ctx, "netem", r.n, packerBuild{template: "files", ns: r.slow.name})
 	return err
 }
 

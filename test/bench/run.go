@@ -33,16 +33,6 @@ type run struct {
 	Command  string    `json:"command"`
 }
 
-// phase is the time of the first phase of a name, and whether there was one.
-func (r run) phase(name string) (float64, bool) {
-	for _, p := range r.Phases {
-		if p.Name == name {
-			return p.Seconds, true
-		}
-	}
-	return 0, false
-}
-
 // command is something to measure.
 type command struct {
 	args []string // the program first

@@ -24,7 +24,7 @@ type bench struct {
 	// backingFile: whether Packer can use one here; noBackingFile is why not.
 	backingFile   bool
 	noBackingFile string
-	slowNS        string // namespace of the slow network, "" if there is none
+	slow          *slowNet // nil if there is none
 	sizes         *sizes
 	note          func(format string, a ...any)
 	runs          []run
