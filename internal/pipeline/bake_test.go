@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -350,10 +351,15 @@ func TestTwoBuildsOfOneTemplate(t *testing.T) {
 	if err != nil || len(baked) != 2 || baked[0].Image.Version == baked[1].Image.Version {
 		t.Errorf("%+v, %v", baked, err)
 	}
-	booted := false
-	w.before = func(_ context.Context, op, _ string) error { booted = booted || op == "boot"; return nil }
-	if _, err := w.bake(text, pipeline.BakeOptions{Version: "1.0.0"}); err == nil || !strings.Contains(err.Error(), "--only") || booted {
-		t.Errorf("two builds of one version: %v, booted %v", err, booted)
+	var booted atomic.Bool // both test boots are at once
+	w.before = func(_ context.Context, op, _ string) error {
+		if op == "boot" {
+			booted.Store(true)
+		}
+		return nil
+	}
+	if _, err := w.bake(text, pipeline.BakeOptions{Version: "1.0.0"}); err == nil || !strings.Contains(err.Error(), "--only") || booted.Load() {
+		t.Errorf("two builds of one version: %v, booted %v", err, booted.Load())
 	}
 	if b := w.one(text, pipeline.BakeOptions{Version: "1.0.0", Only: []string{"two"}}); b.Build != "two" || b.Image.Version != "1.0.0" {
 		t.Errorf("%+v", b)
