@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"text/template"
 
@@ -26,6 +27,9 @@ type stdio struct {
 
 // run is the whole command line: it returns the exit status.
 func run(ctx context.Context, args []string, std stdio) int {
+	if len(args) > 1 && args[1] == "help" { // as many type it
+		args = slices.Concat(args[:1], args[2:], []string{"--help"})
+	}
 	var unknown error
 	app := newApp(std, func(err error) { unknown = err })
 	err := app.RunContext(ctx, flagsFirst(app, args))
@@ -142,7 +146,7 @@ func commands() []*cli.Command {
 	return []*cli.Command{
 		upCommand(), buildCommand(), validateCommand(), initCommand(),
 		deployCommand(), rollbackCommand(), fleetCommand(), imagesCommand(), planCommand(), cacheCommand(), shellCommand(),
-		doctorCommand(), gcCommand(), schemaCommand(), docsCommand(), completionCommand(), versionCommand(), helpCommand(),
+		doctorCommand(), gcCommand(), schemaCommand(), docsCommand(), completionCommand(), versionCommand(),
 	}
 }
 
@@ -215,7 +219,7 @@ func newUI(c *cli.Context) (ui.UI, error) {
 	switch mode {
 	case "json":
 		w = c.App.Writer
-	case "text":
+	case "text", "":
 		f, ok := w.(*os.File)
 		if !ok || !ui.IsTerminal(f) || c.Bool("debug") {
 			mode = "plain"

@@ -10,7 +10,7 @@ import (
 // before the command, because urfave/cli stops at the first argument and would
 // take `build t.yaml --force` for two arguments. What follows "--" is left as it is.
 func flagsFirst(app *cli.App, args []string) []string {
-	if len(args) == 0 {
+	if len(args) == 0 || args[len(args)-1] == "--generate-bash-completion" { // it must stay the last
 		return args
 	}
 	flags, commands := app.Flags, app.Commands
@@ -23,7 +23,13 @@ func flagsFirst(app *cli.App, args []string) []string {
 		}
 		if isFlag(a) {
 			n := flagWidth(flags, a)
-			take := args[i:min(i+n, len(args))]
+			if i+n > len(args) { // its value is missing
+				if has(app.Flags, a) {
+					out = out[:1]
+				}
+				return append(append(append([]string{args[0]}, global...), out[1:]...), a)
+			}
+			take := args[i : i+n]
 			if i += n; has(app.Flags, a) {
 				global = append(global, take...)
 			} else {
@@ -46,8 +52,16 @@ func flagsFirst(app *cli.App, args []string) []string {
 		case a == "--":
 			rest = append(rest, args[i:]...)
 			i = len(args)
+		case (a == "--help" || a == "-h") && len(out) > 1:
+			return append(out, a) // of the command, whatever else was given
 		case isFlag(a):
 			n := flagWidth(flags, a)
+			if i+n > len(args) { // its value is missing, and rest must not become it
+				rest = nil
+				if has(app.Flags, a) {
+					return append(append(out[:1], global...), a)
+				}
+			}
 			take := args[i:min(i+n, len(args))]
 			if i += n; has(app.Flags, a) {
 				global = append(global, take...)

@@ -13,9 +13,12 @@ import (
 
 // sizeFlag reads 20G and the like, from the command line or the environment.
 func sizeFlag(c *cli.Context, name string) (int64, error) {
+	if c.String(name) == "0" { // needs no unit
+		return 0, nil
+	}
 	var n template.Size
 	if err := n.UnmarshalText([]byte(c.String(name))); err != nil {
-		return 0, usagef("for example 20G; 0 is no limit", "--%s: %v", name, err)
+		return 0, usagef("for example 20G, or 0", "--%s: %v", name, err)
 	}
 	return int64(n), nil
 }

@@ -95,6 +95,7 @@ func gcCommand() *cli.Command {
 				return errors.Join(pipeline.ErrLeftovers, err)
 			}
 			if len(gone) == 0 {
+				gone = []pipeline.Removed{} // an empty list, not null
 				b.WriteString("nothing to remove\n")
 			}
 			return s.result(gone, b.String())
@@ -143,16 +144,6 @@ func versionCommand() *cli.Command {
 		Action: func(c *cli.Context) error {
 			_, err := fmt.Fprintf(c.App.Writer, "rebake version %s\n", version)
 			return err
-		},
-	}
-}
-
-func helpCommand() *cli.Command {
-	return &cli.Command{
-		Name: "help", Usage: "show help of a command", ArgsUsage: "[COMMAND…]",
-		Description: help("The same as COMMAND --help.", "rebake help images export"),
-		Action: func(c *cli.Context) error {
-			return c.App.RunContext(c.Context, append(append([]string{"rebake"}, c.Args().Slice()...), "--help"))
 		},
 	}
 }
