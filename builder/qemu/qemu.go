@@ -123,6 +123,17 @@ func New(cfg Config, deps Deps) (*Builder, error) {
 // SSHTimeout is how long the machine may take to accept SSH.
 func (b *Builder) SSHTimeout() time.Duration { return b.cfg.SSH.Timeout }
 
+// Parent is the name of the image in the store that the machine starts from, or "".
+func (b *Builder) Parent() string {
+	if s, ok := b.src.(*stored); ok {
+		return s.ref.Name
+	}
+	return ""
+}
+
+// Memory is what a machine of the build has, in bytes.
+func (b *Builder) Memory() int64 { return int64(b.cfg.Memory) }
+
 // Key implements builder.Builder.
 func (b *Builder) Key(ctx context.Context) (in artifact.Inputs, err error) {
 	if err := b.src.key(ctx, &in); err != nil {

@@ -187,7 +187,7 @@ func with(f func(*session) error) cli.ActionFunc {
 		if err != nil {
 			return err
 		}
-		env.Ask = asker(c)
+		env.Ask = asker(c, u)
 		s := &session{Env: env, c: c, ui: u, red: &event.Redactor{}}
 		s.ctx = event.With(c.Context, u.Sink(), s.red)
 		defer func() {

@@ -6,14 +6,14 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/rebake/rebake/internal/pipeline"
+	"github.com/rebake/rebake/internal/ui"
 	"github.com/urfave/cli/v2"
 )
 
 // asker puts questions on the terminal; nil where there is none.
-func asker(c *cli.Context) func(context.Context, string, []string) (string, error) {
+func asker(c *cli.Context, view ui.UI) func(context.Context, string, []string) (string, error) {
 	if !interactive(c.App.Reader) {
 		return nil
 	}
@@ -30,8 +30,10 @@ func asker(c *cli.Context) func(context.Context, string, []string) (string, erro
 				close(lines)
 			}()
 		}
+		if h, ok := view.(ui.Holder); ok {
+			defer h.Hold()()
+		}
 		for {
-			time.Sleep(150 * time.Millisecond) // let the view draw what it has
 			fmt.Fprintf(c.App.ErrWriter, "\n%s\n[%s] ", question, strings.Join(choices, " / "))
 			select {
 			case <-ctx.Done():

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -104,25 +105,38 @@ func (s *session) bakeOptions() (pipeline.BakeOptions, error) {
 
 func buildCommand() *cli.Command {
 	return &cli.Command{
-		Name: "build", Usage: "bake an image from a template", ArgsUsage: "TEMPLATE",
-		Description: help("Boots a temporary machine, provisions it over SSH, seals it, tests the sealed image in\ntwo fresh boots, and stores it under a version. If nothing changed since an image younger\nthan --max-age was baked, that image is the result.",
+		Name: "build", Usage: "bake images from templates", ArgsUsage: "TEMPLATE…",
+		Description: help("Boots a temporary machine, provisions it over SSH, seals it, tests the sealed image in\ntwo fresh boots, and stores it under a version. If nothing changed since an image younger\nthan --max-age was baked, that image is the result. Several builds run side by side; one whose\nbase is another's image waits for it.",
 			"rebake build web.yaml --var release=2026-11-24 --tag nightly", "4 something was left behind (rebake gc)"),
-		Flags: append(templateFlags(), bakeFlags()...),
+		Flags: append(append(templateFlags(), bakeFlags()...),
+			&cli.IntFlag{Name: "parallel", Usage: "run at most `N` builds at once; 0: one for each processor, as far as memory allows"},
+			&cli.BoolFlag{Name: "fail-fast", Usage: "stop all builds when one fails"}),
 		Action: with(func(s *session) error {
-			path, err := arg(s.c, "the template")
-			if err != nil {
+			if s.c.NArg() < 1 {
+				_, err := arg(s.c, "the template")
 				return err
 			}
-			tpl, err := s.load(path)
-			if err != nil {
-				return err
+			var tpls []*template.Template
+			for _, path := range s.c.Args().Slice() {
+				tpl, err := s.load(path)
+				if err != nil {
+					return err
+				}
+				tpls = append(tpls, tpl)
 			}
 			opts, err := s.bakeOptions()
 			if err != nil {
 				return err
 			}
-			baked, err := pipeline.Bake(s.ctx, s.Env, tpl, opts)
+			opts.Parallel, opts.FailFast = s.c.Int("parallel"), s.c.Bool("fail-fast")
+			if opts.AskFails && (len(tpls) > 1 || len(tpls[0].Builds) > 1 && len(opts.Only) != 1) {
+				return usagef("--only BUILD, one template", "--on-failure ask is for one build at a time")
+			}
+			baked, err := pipeline.BakeAll(s.ctx, s.Env, tpls, opts)
 			if err != nil {
+				if len(baked) > 0 {
+					err = errors.Join(err, s.result(baked, describeBaked(baked)))
+				}
 				return err
 			}
 			return s.result(baked, describeBaked(baked))

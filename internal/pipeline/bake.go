@@ -15,7 +15,6 @@ import (
 	"github.com/rebake/rebake/internal/event"
 	"github.com/rebake/rebake/internal/seal"
 	"github.com/rebake/rebake/internal/ssh"
-	"github.com/rebake/rebake/internal/template"
 	"github.com/rebake/rebake/provisioner"
 	"golang.org/x/sync/errgroup"
 )
@@ -29,43 +28,27 @@ type Baked struct {
 	Log     string         `json:"log,omitempty"`
 }
 
-// Bake builds every build of the template, one after the other. All input is
-// checked before the first machine boots. What was baked before a failure stays.
-func Bake(ctx context.Context, env Env, tpl *template.Template, opts BakeOptions) ([]Baked, error) {
-	bakes, err := bakesOf(ctx, env, tpl, opts)
+// do bakes, unless nothing changed.
+func (k *bake) do(ctx context.Context) (Baked, error) {
+	if k.current != nil {
+		event.Infof(ctx, "nothing changed since %s:%s was baked (--force bakes it again)", k.tpl.Name, k.current.Version)
+		return Baked{Build: k.build.Name, Image: *k.current}, k.retag(ctx, k.current.Digest)
+	}
+	what, err := k.describe(ctx)
 	if err != nil {
-		return nil, err
+		return Baked{}, err
 	}
-	defer boundCache(ctx, env)
-	var done []Baked
-	for _, k := range bakes {
-		if k.current != nil {
-			event.Infof(ctx, "nothing changed since %s:%s was baked (--force bakes it again)", k.tpl.Name, k.current.Version)
-			if err := k.retag(ctx, k.current.Digest); err != nil {
-				return done, err
-			}
-			done = append(done, Baked{Build: k.build.Name, Image: *k.current})
-			continue
-		}
-		what, err := k.describe(ctx)
-		if err != nil {
-			return done, err
-		}
-		event.Infof(ctx, "%s", what)
-		began := time.Now()
-		img, log, err := k.run(ctx)
-		if err != nil {
-			return done, err
-		}
-		if k.current != nil { // the guest's refresh commands said so
-			event.Infof(ctx, "nothing changed since %s:%s was baked", k.tpl.Name, k.current.Version)
-			if err := k.retag(ctx, k.current.Digest); err != nil {
-				return done, err
-			}
-		}
-		done = append(done, Baked{k.build.Name, img, k.current == nil, time.Since(began).Seconds(), log})
+	event.Infof(ctx, "%s", what)
+	began := time.Now()
+	img, log, err := k.run(ctx)
+	if err != nil {
+		return Baked{}, err
 	}
-	return done, nil
+	if k.current != nil { // the guest's refresh commands said so
+		event.Infof(ctx, "nothing changed since %s:%s was baked", k.tpl.Name, k.current.Version)
+		err = k.retag(ctx, k.current.Digest)
+	}
+	return Baked{k.build.Name, img, k.current == nil, time.Since(began).Seconds(), log}, err
 }
 
 // run is the bake, from top to bottom.

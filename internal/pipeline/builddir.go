@@ -146,6 +146,16 @@ func buildID(name string) string {
 	return id
 }
 
+// alive says whether a process holds the build's lock.
+func alive(d state.Dir, id string) (bool, error) {
+	if _, err := os.Stat(lockPath(d, id)); err != nil {
+		return false, nil
+	}
+	l := flock.New(lockPath(d, id), flock.SetPermissions(0o600))
+	ok, err := l.TryLock()
+	return !ok, errors.Join(err, l.Close())
+}
+
 // collect removes one build if nobody holds its lock.
 func collect(env Env, id string) ([]Removed, error) {
 	d := env.State

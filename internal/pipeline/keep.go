@@ -126,6 +126,9 @@ func Ways(env Env) ([]Way, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read %s: %w", path, err)
 		}
+		if lives, err := alive(env.State, buildID(w.ID)); err != nil || !lives {
+			continue // `rebake gc` removes it
+		}
 		ways = append(ways, w)
 	}
 	return ways, nil

@@ -26,7 +26,8 @@ type BakeOptions struct {
 	SkipTest  bool
 	KeepFails bool // on failure keep the machine up until interrupted
 	AskFails  bool // on failure of a step ask a person (Env.Ask)
-	Allow     func(version string) error
+	Parallel  int  // builds at once; 0: one for each processor
+	FailFast  bool // stop all builds when one fails
 
 	NoCache     bool   // go on from no checkpoint; new ones are saved
 	NoCacheFrom string // go on from none after this step, and run it

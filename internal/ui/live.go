@@ -186,6 +186,22 @@ func (l *live) draw(now time.Time) error {
 	return err
 }
 
+// erase leaves nothing of a frame on the screen.
+func (l *live) erase() error {
+	if err := l.draw(time.Now()); err != nil { // what goes above it
+		return err
+	}
+	up := rows(l.frame, max(1, first(l.size())))
+	l.frame = nil
+	if up == 0 {
+		return nil
+	}
+	_, err := l.w.Write([]byte("\r\x1b[" + itoa(up) + "A\x1b[J"))
+	return err
+}
+
+func first(width, _ int) int { return width }
+
 // rows is how many rows lines take on a screen that may since be narrower.
 func rows(lines []string, width int) int {
 	n := 0

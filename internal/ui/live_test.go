@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -181,4 +182,49 @@ func TestRedrawsAreBounded(t *testing.T) {
 	if most := int(time.Since(began)/redrawEvery) + 2; s.writes > most {
 		t.Errorf("%d writes, at most %d allowed", s.writes, most)
 	}
+}
+
+func TestHoldLeavesTheTerminalToSomebodyElse(t *testing.T) {
+	var screen syncBuffer
+	u := Live(&screen, size80x24)
+	u.Sink()(event.Event{Kind: event.Start, Task: 1, Name: "provision", Time: time.Now()})
+	for !strings.Contains(screen.String(), "provision") {
+		time.Sleep(time.Millisecond)
+	}
+	release := u.(Holder).Hold()
+	held := screen.String()
+	if !strings.HasSuffix(held, "\x1b[1A\x1b[J") {
+		t.Errorf("the frame is still there: %q", held)
+	}
+	u.Sink()(event.Event{Kind: event.Info, Text: "said meanwhile", Time: time.Now()})
+	time.Sleep(3 * redrawEvery)
+	if got := screen.String(); got != held {
+		t.Errorf("drawn while held: %q", got[len(held):])
+	}
+	release()
+	release()
+	if err := u.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(screen.String(), "said meanwhile") {
+		t.Error("what was sent meanwhile is lost")
+	}
+	u.(Holder).Hold()() // after the end it is nobody's
+}
+
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
 }

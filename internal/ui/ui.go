@@ -26,6 +26,14 @@ type UI interface {
 	Close() error
 }
 
+// Holder is the optional power of a UI to leave the terminal to somebody else
+// for a while: a question, a shell.
+type Holder interface {
+	// Hold takes what is drawn off the screen and draws nothing until release is
+	// called. What is sent meanwhile is not lost.
+	Hold() (release func())
+}
+
 // The modes of New.
 const (
 	ModeLive  = "live"
@@ -76,6 +84,7 @@ type printer interface {
 
 type reader struct {
 	q    *queue
+	hold chan chan struct{}
 	done chan struct{}
 	once sync.Once
 	err  error
@@ -83,7 +92,7 @@ type reader struct {
 
 // start lets p read from a queue of its own, and redraw at each interval if it is not 0.
 func start(p printer, limit int, interval time.Duration) UI {
-	r := &reader{q: newQueue(limit), done: make(chan struct{})}
+	r := &reader{q: newQueue(limit), hold: make(chan chan struct{}), done: make(chan struct{})}
 	go r.loop(p, interval)
 	return r
 }
@@ -112,6 +121,12 @@ func (r *reader) loop(p printer, interval time.Duration) {
 		}
 		select {
 		case <-r.q.ready:
+		case c := <-r.hold:
+			if e, ok := p.(interface{ erase() error }); ok {
+				keep(e.erase())
+			}
+			c <- struct{}{} // it has the terminal
+			<-c             // and gives it back
 		case now := <-tick:
 			keep(p.tick(now))
 		}
@@ -119,6 +134,18 @@ func (r *reader) loop(p printer, interval time.Duration) {
 }
 
 func (r *reader) Sink() event.Sink { return r.q.put }
+
+// Hold implements Holder.
+func (r *reader) Hold() func() {
+	c := make(chan struct{})
+	select {
+	case r.hold <- c:
+		<-c
+		return sync.OnceFunc(func() { c <- struct{}{} })
+	case <-r.done:
+		return func() {}
+	}
+}
 
 func (r *reader) Close() error {
 	r.once.Do(r.q.close)
