@@ -27,14 +27,32 @@ type plain struct {
 	began    time.Time
 	progress map[uint64]time.Time // when it was last told
 	failed   map[uint64]string    // by parent: the error of a child, already told
+	root     map[uint64]string    // name of the outermost step of each that runs
+	roots    int                  // outermost steps that run
 }
 
 func (p *plain) print(e event.Event) error {
 	if p.began.IsZero() {
 		p.began = e.Time
-		p.progress, p.failed = map[uint64]time.Time{}, map[uint64]string{}
+		p.progress, p.failed, p.root = map[uint64]time.Time{}, map[uint64]string{}, map[uint64]string{}
 	}
 	name := clean(e.Name)
+	switch e.Kind {
+	case event.Start:
+		if p.root[e.Task] = name; p.root[e.Parent] != "" {
+			p.root[e.Task] = p.root[e.Parent]
+		} else {
+			p.roots++
+		}
+	case event.End:
+		if p.root[e.Parent] == "" && p.root[e.Task] != "" {
+			defer func() { p.roots-- }()
+		}
+		defer delete(p.root, e.Task)
+	}
+	if root := p.root[e.Task]; p.roots > 1 && root != "" && root != name {
+		name = root + " › " + name // of several that run at once
+	}
 	switch e.Kind {
 	case event.Start:
 		return p.line(e, "%s: started", name)
