@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -214,13 +215,22 @@ func imagesVerify(s *session) error {
 		}
 		images = append(images, img)
 	}
+	var bad []string
+	var errs []error
 	for _, img := range images {
-		_, err := event.Do(s.ctx, "verify "+img.Name+":"+img.Version, func(ctx context.Context) (struct{}, error) {
+		name := img.Name + ":" + img.Version
+		_, err := event.Do(s.ctx, "verify "+name, func(ctx context.Context) (struct{}, error) {
 			return struct{}{}, st.Verify(ctx, img, event.Progressing(ctx))
 		})
-		if err != nil {
-			return hinted(err, "the store is damaged: bake or pull %s again", img.Name)
+		if s.ctx.Err() != nil {
+			return err
 		}
+		if err != nil { // the others are looked at all the same
+			bad, errs = append(bad, name), append(errs, fmt.Errorf("%s: %w", name, err))
+		}
+	}
+	if len(bad) > 0 {
+		return hinted(errors.Join(errs...), "the store is damaged: bake or pull %s again", strings.Join(bad, ", "))
 	}
 	return s.result(map[string]int{"verified": len(images)}, fmt.Sprintf("%d images verified", len(images)))
 }
