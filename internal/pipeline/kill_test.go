@@ -76,7 +76,8 @@ func bakeAsProcess(home string) {
 			boundary("output " + e.Text)
 		}
 	}, &w.red)
-	if _, err := pipeline.Bake(ctx, w.env, w.load(slow(sleep)), pipeline.BakeOptions{Force: true}); err != nil {
+	tpl := w.load(slow(sleep), "release="+os.Getenv(haltAt)) // nothing of it is saved yet
+	if _, err := pipeline.Bake(ctx, w.env, tpl, pipeline.BakeOptions{Force: true, NoCache: true}); err != nil {
 		fmt.Println("failed:", err)
 		return
 	}
@@ -224,7 +225,7 @@ func neighbour(t *testing.T, home string, store artifact.Store) (has []string, e
 		}
 	})
 	go func() {
-		_, err := pipeline.Bake(ctx, w.env, w.load(slow("987654")), pipeline.BakeOptions{Force: true})
+		_, err := pipeline.Bake(ctx, w.env, w.load(slow("987654")), pipeline.BakeOptions{Force: true, NoCache: true})
 		done <- err
 	}()
 	select {
