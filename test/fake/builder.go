@@ -31,7 +31,7 @@ type Builder struct {
 	Cache string            // holds prepared bases
 	Base  map[string]string // files that the base has besides a few of its own, by path without /
 	// Before is asked at the start of each method (key, prepare, boot, boottest,
-	// endpoint, capture, destroy): it may fail it, or hold it up. id is "" for the first two.
+	// endpoint, capture, destroy, bootfrom, save, finish): it may fail it, or hold it up. id is "" for the first two.
 	Before func(ctx context.Context, op, id string) error
 	// Stubborn guests do not obey the power button; others miss it until they have
 	// run a command: they still boot.
@@ -150,7 +150,7 @@ func (b *Builder) Boot(ctx context.Context, id string) (builder.Machine, error) 
 		return nil, err
 	}
 	defer f.Close()
-	return b.start(id, f, nil)
+	return b.start(id, f, nil, nil)
 }
 
 // BootTest implements builder.Builder.
@@ -158,7 +158,7 @@ func (b *Builder) BootTest(ctx context.Context, id string, d artifact.Disk, port
 	if err := b.before(ctx, "boottest", id); err != nil {
 		return nil, err
 	}
-	return b.start(id, &offset{d: d}, ports)
+	return b.start(id, &offset{d: d}, ports, nil)
 }
 
 // Crash ends a machine of this Builder as a failing computer would. It says

@@ -43,6 +43,10 @@ case $2 in
 	case $line in *"R=$root; BLOB="*) exec /bin/sh -c "$line" ;; esac
 	echo "refusing to seal this computer" >&2
 	exit 126 ;;
+*'date -u -s'*) # internal/wake: not this computer's clock
+	read -r now && read -r seed && echo "$now $seed" >>'%[1]s/woken'
+	exit $? ;;
+sync) exit 0 ;;
 *)
 	line=$(printf '%%s\n' "$2" | sed -E "s#(^|[^A-Za-z0-9_./-])/(etc|root|run|srv|var|www)/#\1$root/\2/#g")
 	exec /bin/sh -c "$line" ;;
@@ -58,6 +62,7 @@ type machine struct {
 	dir   string
 	login ssh.Signer
 	host  ssh.PublicKey
+	keys  keys
 	sshd  *SSHD
 	ports map[int]string
 	stop  []io.Closer
@@ -68,8 +73,9 @@ type machine struct {
 	clean bool // read after done
 }
 
-// start makes a machine's tree from the tar in r, and boots it.
-func (b *Builder) start(id string, r io.Reader, ports []int) (_ builder.Machine, err error) {
+// start makes a machine's tree from the tar in r, and boots it; with the keys of
+// a checkpoint it goes on as that machine.
+func (b *Builder) start(id string, r io.Reader, ports []int, as *keys) (_ builder.Machine, err error) {
 	m := &machine{b: b, id: id, dir: filepath.Join(b.Dir, id), ports: map[int]string{}, done: make(chan struct{})}
 	if !plainPath.MatchString(m.dir) {
 		return nil, fmt.Errorf("directory %s has characters that a fake machine cannot have in its path", m.dir)
@@ -86,7 +92,7 @@ func (b *Builder) start(id string, r io.Reader, ports []int) (_ builder.Machine,
 			m.end(false)
 		}
 	}()
-	if err := m.plant(r); err != nil {
+	if err := m.plant(r, as); err != nil {
 		return nil, err
 	}
 	if err := m.listen(ports); err != nil {
@@ -117,7 +123,7 @@ func newKey() (ssh.Signer, []byte, error) {
 func (m *machine) file(name string) string { return filepath.Join(m.dir, name) }
 
 // plant makes the tree and tells it who it is, as a seed would.
-func (m *machine) plant(r io.Reader) error {
+func (m *machine) plant(r io.Reader, as *keys) error {
 	if err := os.RemoveAll(m.file("root")); err != nil {
 		return err
 	}
@@ -132,12 +138,21 @@ func (m *machine) plant(r io.Reader) error {
 	if err := (tree{root}).unpack(r); err != nil {
 		return fmt.Errorf("nothing on this disk boots: %w", err)
 	}
-	var hostKey ssh.Signer
-	var hostPEM []byte
-	if m.login, _, err = newKey(); err != nil {
+	if as == nil {
+		as = new(keys)
+		if _, as.Login, err = newKey(); err == nil {
+			_, as.Host, err = newKey()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	m.keys = *as
+	if m.login, err = ssh.ParsePrivateKey(as.Login); err != nil {
 		return err
 	}
-	if hostKey, hostPEM, err = newKey(); err != nil {
+	hostKey, err := ssh.ParsePrivateKey(as.Host)
+	if err != nil {
 		return err
 	}
 	m.host = hostKey.PublicKey()
@@ -148,12 +163,17 @@ func (m *machine) plant(r io.Reader) error {
 	}
 	seed := map[string][]byte{
 		"root/.ssh/authorized_keys":        ssh.MarshalAuthorizedKey(m.login.PublicKey()),
-		"etc/ssh/ssh_host_ed25519_key":     hostPEM,
+		"etc/ssh/ssh_host_ed25519_key":     as.Host,
 		"etc/ssh/ssh_host_ed25519_key.pub": ssh.MarshalAuthorizedKey(m.host),
 		"etc/hostname":                     []byte(m.id + "\n"),
 	}
 	if old, err := root.ReadFile("etc/machine-id"); err != nil || len(old) == 0 {
 		seed["etc/machine-id"] = []byte(hex.EncodeToString(id) + "\n")
+	}
+	if as.Memory {
+		seed = nil // it has been told
+	} else if err := errors.Join(root.RemoveAll(volatile), root.Mkdir(volatile, 0o755)); err != nil {
+		return err
 	}
 	for name, data := range seed {
 		if err := errors.Join(root.MkdirAll(filepath.Dir(name), 0o700), root.WriteFile(name, data, 0o600)); err != nil {
