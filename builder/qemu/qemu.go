@@ -51,7 +51,7 @@ type From struct {
 // SSH is the ssh block.
 type SSH struct {
 	User    string        `yaml:"user" json:"user,omitempty" jsonschema_description:"account to log in to; default root"`
-	Timeout time.Duration `yaml:"timeout" json:"timeout,omitempty" jsonschema_description:"for the machine to accept SSH; default 5m"`
+	Timeout time.Duration `yaml:"timeout" json:"timeout,omitempty" jsonschema_description:"for the machine to accept SSH; default 5m, without an accelerator 10m"`
 }
 
 // Deps are what the builder stands on.
@@ -96,9 +96,6 @@ func New(cfg Config, deps Deps) (*Builder, error) {
 	if cfg.Firmware == "" {
 		b.cfg.Firmware = "bios"
 	}
-	if cfg.SSH.Timeout == 0 {
-		b.cfg.SSH.Timeout = 5 * time.Minute
-	}
 	n := 0
 	for _, s := range []string{cfg.From.Debian, cfg.From.URL, cfg.From.Image} {
 		if s != "" {
@@ -120,8 +117,17 @@ func New(cfg Config, deps Deps) (*Builder, error) {
 	return b, err
 }
 
-// SSHTimeout is how long the machine may take to accept SSH.
-func (b *Builder) SSHTimeout() time.Duration { return b.cfg.SSH.Timeout }
+// SSHTimeout is how long the machine may take to accept SSH: without an
+// accelerator a boot on a busy computer takes minutes.
+func (b *Builder) SSHTimeout() time.Duration {
+	if b.cfg.SSH.Timeout > 0 {
+		return b.cfg.SSH.Timeout
+	}
+	if accel, _ := qemu.DetectAccel(context.Background(), b.cfg.Arch); accel == qemu.TCG {
+		return 10 * time.Minute
+	}
+	return 5 * time.Minute
+}
 
 // Parent is the name of the image in the store that the machine starts from, or "".
 func (b *Builder) Parent() string {
