@@ -143,24 +143,29 @@ func readTrail(note []byte, links []link) ([]passed, error) {
 	return trail, nil
 }
 
-// lastTrail is what the last build of this name passed, for telling what changed.
-func (k *bake) lastTrail() ([]passed, error) {
-	raw, err := os.ReadFile(k.trailPath())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var trail []passed
-	return trail, json.Unmarshal(raw, &trail)
+// lastBuild is what the last build of this name passed, for telling what
+// changed, and what a checkpoint of it cost.
+type lastBuild struct {
+	Passed []passed      `json:"passed"`
+	Cost   time.Duration `json:"cost"`
 }
 
-func (k *bake) saveTrail(trail []passed) error {
+func (k *bake) lastBuild() (last lastBuild, err error) {
+	raw, err := os.ReadFile(k.trailPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return last, nil
+	}
+	if err != nil {
+		return last, err
+	}
+	return last, json.Unmarshal(raw, &last)
+}
+
+func (k *bake) saveLast(last lastBuild) error {
 	if err := os.MkdirAll(filepath.Dir(k.trailPath()), 0o700); err != nil {
 		return err
 	}
-	return atomicfile.Write(k.trailPath(), jsonLine(trail), 0o600)
+	return atomicfile.Write(k.trailPath(), jsonLine(last), 0o600)
 }
 
 func (k *bake) trailPath() string {

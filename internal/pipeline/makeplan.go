@@ -66,10 +66,11 @@ func (k *bake) planSteps(ctx context.Context) ([]PlanStep, error) {
 	if err != nil {
 		return nil, err
 	}
-	last, err := k.lastTrail()
+	before, err := k.lastBuild()
 	if err != nil {
-		last = nil // it only explains
+		before = lastBuild{} // it only explains
 	}
+	last := before.Passed
 	changed := -1 // the first link that is another than in the last build
 	for i := 0; i < len(links) && i < len(last) && changed < 0; i++ {
 		if links[i].key != last[i].Key {

@@ -107,6 +107,9 @@ func (k *bake) goOn(ctx context.Context, id string, from *saved, at link) (*rig,
 		return nil, err
 	}
 	r := &rig{k: k, id: id, mach: mach, base: from.Base, cost: firstCost, trail: from.trail}
+	if last, err := k.lastBuild(); err == nil && last.Cost > 0 {
+		r.cost = last.Cost
+	}
 	if err := r.connect(ctx); err != nil {
 		return r, err
 	}
@@ -223,7 +226,7 @@ func (r *rig) close(ctx context.Context) {
 	if err := r.writing.Wait(); err != nil {
 		event.Warnf(ctx, "a checkpoint was not kept: %v", err)
 	}
-	if err := r.k.saveTrail(r.trail); err != nil {
+	if err := r.k.saveLast(lastBuild{r.trail, r.cost}); err != nil {
 		event.Warnf(ctx, "`rebake plan --explain` will not know this build: %v", err)
 	}
 }

@@ -6,23 +6,26 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"os"
 	"runtime"
 	"sync/atomic"
 
-	"github.com/klauspost/compress/zstd"
+	"github.com/klauspost/compress/s2"
 	"golang.org/x/sync/errgroup"
 )
 
 // A memory file holds a guest's memory without its zeros:
 //
-//	magic, then per piece: offset and length (8 bytes each), length compressed (8), a zstd frame with its checksum
-//	an end mark: offset -1, the number of pieces, 0
+//	magic, then per piece: offset, length, length packed, CRC-32C of what is packed (8 bytes each), an S2 block
+//	an end mark: offset -1, the number of pieces, 0, 0
 //
-// Pieces are in no order.
+// Pieces are in no order. S2 because a build waits for it: of a Debian guest's
+// 432 MB it makes 207 MB in 1.0 s of processor time, zstd -1 152 MB in 3.2 s.
 const (
-	ramMagic = "rebake-ram-1\n"
+	ramMagic = "rebake-ram-2\n"
+	headSize = 32
 	ramPiece = 1 << 20
 	pageSize = 4096
 	ramEnd   = ^uint64(0)
@@ -30,7 +33,9 @@ const (
 
 var errRAM = errors.New("saved memory is damaged")
 
-type ramHead struct{ Off, Len, Packed uint64 }
+type ramHead struct{ Off, Len, Packed, Sum uint64 }
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // dumpRAM writes what mem holds to path, on all processors, with a few MiB of
 // its own. Nobody may write to mem meanwhile. It does not sync.
@@ -43,11 +48,6 @@ func dumpRAM(ctx context.Context, mem *os.File, size int64, path string) (err er
 	if _, err := out.WriteString(ramMagic); err != nil {
 		return err
 	}
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(true), zstd.WithWindowSize(ramPiece))
-	if err != nil {
-		return err
-	}
-	defer enc.Close()
 	var end atomic.Int64 // of the file, as far as it is taken
 	end.Store(int64(len(ramMagic)))
 	var pieces atomic.Uint64
@@ -68,7 +68,7 @@ func dumpRAM(ctx context.Context, mem *os.File, size int64, path string) (err er
 	})
 	for range runtime.GOMAXPROCS(0) {
 		g.Go(func() error {
-			raw, packed := make([]byte, ramPiece), make([]byte, 0, ramPiece+1<<16)
+			raw, packed := make([]byte, ramPiece), make([]byte, headSize+s2.MaxEncodedLen(ramPiece))
 			for w := range work {
 				b := raw[:w[1]]
 				if _, err := mem.ReadAt(b, w[0]); err != nil {
@@ -77,11 +77,10 @@ func dumpRAM(ctx context.Context, mem *os.File, size int64, path string) (err er
 				if zero(b) {
 					continue
 				}
-				h := ramHead{Off: uint64(w[0]), Len: uint64(len(b))}
-				packed = enc.EncodeAll(b, append(packed[:0], make([]byte, 24)...))
-				h.Packed = uint64(len(packed) - 24)
-				putHead(packed, h)
-				if _, err := out.WriteAt(packed, end.Add(int64(len(packed)))-int64(len(packed))); err != nil {
+				block := s2.Encode(packed[headSize:], b)
+				putHead(packed, ramHead{uint64(w[0]), uint64(len(b)), uint64(len(block)), uint64(crc32.Checksum(block, castagnoli))})
+				all := packed[:headSize+len(block)]
+				if _, err := out.WriteAt(all, end.Add(int64(len(all)))-int64(len(all))); err != nil {
 					return err
 				}
 				pieces.Add(1)
@@ -92,8 +91,8 @@ func dumpRAM(ctx context.Context, mem *os.File, size int64, path string) (err er
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	var mark [24]byte
-	putHead(mark[:], ramHead{ramEnd, pieces.Load(), 0})
+	var mark [headSize]byte
+	putHead(mark[:], ramHead{Off: ramEnd, Len: pieces.Load()})
 	_, err = out.WriteAt(mark[:], end.Load())
 	return err
 }
@@ -110,11 +109,6 @@ func fillRAM(ctx context.Context, path string, mem io.WriterAt, size int64) erro
 	if _, err := io.ReadFull(r, magic); err != nil || string(magic) != ramMagic {
 		return errRAM
 	}
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(4*ramPiece), zstd.WithDecoderConcurrency(0))
-	if err != nil {
-		return err
-	}
-	defer dec.Close()
 	type piece struct {
 		ramHead
 		data []byte
@@ -128,7 +122,7 @@ func fillRAM(ctx context.Context, path string, mem io.WriterAt, size int64) erro
 	g.Go(func() error {
 		defer close(work)
 		for count := uint64(0); ; count++ {
-			var head [24]byte
+			var head [headSize]byte
 			if _, err := io.ReadFull(r, head[:]); err != nil {
 				return errRAM
 			}
@@ -139,7 +133,7 @@ func fillRAM(ctx context.Context, path string, mem io.WriterAt, size int64) erro
 				}
 				return nil
 			}
-			if h.Len == 0 || h.Len > ramPiece || h.Off > uint64(size) || h.Off+h.Len > uint64(size) || h.Packed > ramPiece+1<<16 {
+			if h.Len == 0 || h.Len > ramPiece || h.Off > uint64(size) || h.Off+h.Len > uint64(size) || h.Packed > uint64(s2.MaxEncodedLen(ramPiece)) {
 				return errRAM
 			}
 			var b []byte
@@ -164,14 +158,20 @@ func fillRAM(ctx context.Context, path string, mem io.WriterAt, size int64) erro
 	})
 	for range n {
 		g.Go(func() error {
-			raw := make([]byte, 0, ramPiece)
+			raw := make([]byte, ramPiece)
 			for p := range work {
-				var err error
-				if raw, err = dec.DecodeAll(p.data, raw[:0]); err != nil || uint64(len(raw)) != p.Len {
+				if uint64(crc32.Checksum(p.data, castagnoli)) != p.Sum {
+					return errRAM
+				}
+				if n, err := s2.DecodedLen(p.data); err != nil || uint64(n) != p.Len {
+					return errRAM
+				}
+				b, err := s2.Decode(raw, p.data)
+				if err != nil {
 					return errors.Join(errRAM, err)
 				}
 				free <- p.data
-				if err := writePages(mem, raw, int64(p.Off)); err != nil {
+				if err := writePages(mem, b, int64(p.Off)); err != nil {
 					return fmt.Errorf("fill the guest's memory: %w", err)
 				}
 			}
@@ -221,8 +221,9 @@ func putHead(b []byte, h ramHead) {
 	binary.LittleEndian.PutUint64(b, h.Off)
 	binary.LittleEndian.PutUint64(b[8:], h.Len)
 	binary.LittleEndian.PutUint64(b[16:], h.Packed)
+	binary.LittleEndian.PutUint64(b[24:], h.Sum)
 }
 
 func getHead(b []byte) ramHead {
-	return ramHead{binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:])}
+	return ramHead{binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint64(b[24:])}
 }

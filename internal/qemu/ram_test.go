@@ -82,9 +82,9 @@ func TestDamagedMemoryIsRefused(t *testing.T) {
 	}
 	damage := map[string]func([]byte) []byte{
 		"empty":                   func([]byte) []byte { return nil },
-		"without its end":         func(b []byte) []byte { return b[:len(b)-24] },
+		"without its end":         func(b []byte) []byte { return b[:len(b)-headSize] },
 		"cut in a piece":          func(b []byte) []byte { return b[:len(b)/2] },
-		"a bit of a frame":        func(b []byte) []byte { b[len(ramMagic)+24+100] ^= 1; return b },
+		"a bit of a piece":        func(b []byte) []byte { b[len(ramMagic)+headSize+100] ^= 1; return b },
 		"an offset past the end":  func(b []byte) []byte { b[len(ramMagic)+7] = 0x7f; return b },
 		"a length of 2^63":        func(b []byte) []byte { b[len(ramMagic)+15] = 0x80; return b },
 		"a huge compressed piece": func(b []byte) []byte { b[len(ramMagic)+23] = 0x10; return b },

@@ -217,7 +217,7 @@ func (c Config) Fit(ctx context.Context) (string, error) {
 		host = hostCPU()
 	}
 	line := volatile.ReplaceAllString(strings.Join(argv, " "), "")
-	sum := sha256.Sum256([]byte("1 " + version + " " + string(accel) + " " + host + " " + line))
+	sum := sha256.Sum256([]byte("2 " + version + " " + string(accel) + " " + host + " " + line))
 	return hex.EncodeToString(sum[:8]), nil
 }
 
