@@ -52,6 +52,8 @@ type Lineage struct {
 	BuildID        string `json:"build_id,omitempty"`
 	Builder        string `json:"builder,omitempty"`
 	Rebake         string `json:"rebake,omitempty"` // version of the tool
+
+	Ran []time.Time `json:"ran,omitempty"` // when each step ran: one that was cached, before the build
 }
 
 // TestResult is one check of the template's test block on the sealed image.

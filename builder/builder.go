@@ -41,8 +41,9 @@ type Checkpointer interface {
 	BootFrom(ctx context.Context, id string, c Checkpoint) (Machine, error)
 	// Save makes a checkpoint of a running machine whose guest has written
 	// everything to its disk. note is kept with it. It returns once the machine
-	// goes on; finish makes the checkpoint durable, and then it can be found. nil
-	// finish: there is one already. After an error the machine goes on as well.
+	// goes on; finish makes the checkpoint durable, and then it is found, before
+	// older ones of its key, which stay good for who goes on from them. nil finish:
+	// there is nothing to do. After an error the machine goes on as well.
 	Save(ctx context.Context, m Machine, key artifact.Digest, memory bool, note []byte) (finish func(context.Context) error, err error)
 }
 

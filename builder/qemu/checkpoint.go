@@ -9,8 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/oklog/ulid/v2"
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/builder"
 	"github.com/rebake/rebake/internal/atomicfile"
@@ -18,7 +20,7 @@ import (
 	"github.com/rebake/rebake/internal/ssh"
 )
 
-// A checkpoint is a directory cache/checkpoints/KEY-FIT, where FIT is what
+// A checkpoint is a directory cache/checkpoints/KEY-FIT-ID, where FIT is what
 // machine its memory goes on in:
 //
 //	disk.qcow2       what the guest wrote since the checkpoint before (or the base)
@@ -26,7 +28,7 @@ import (
 //	efivars.fd       of a UEFI machine
 //	checkpoint.json  written last: without it there is no checkpoint
 //
-// KEY-FIT.lock beside it is held shared by every build whose disk is on it, and
+// KEY-FIT-ID.lock beside it is held shared by every build whose disk is on it, and
 // exclusively while it is made or evicted. The guest's memory may hold what the
 // steps before were given, so all of it is for its owner's eyes alone.
 const (
@@ -191,24 +193,19 @@ func (b *Builder) Save(ctx context.Context, bm builder.Machine, key artifact.Dig
 	if err != nil {
 		return nil, err
 	}
-	name := b.checkpoint(key, fit)
+	// A name of its own: others may stand on an older one of the key.
+	name := b.checkpoint(key, fit) + "-" + strings.ToLower(ulid.Make().String())
 	dir := filepath.Join(b.deps.State.Checkpoints(), name)
 	if err := os.MkdirAll(b.deps.State.Checkpoints(), 0o700); err != nil {
 		return nil, err
 	}
 	lock, err := tryLock(dir+".lock", false)
 	if lock == nil {
-		return nil, err // another build makes it, or is on it
-	}
-	if _, err := b.readMeta(dir); err == nil {
-		return nil, lock.Close()
+		return nil, errors.Join(fmt.Errorf("%s.lock is held by somebody else", dir), err)
 	}
 	next := filepath.Join(b.deps.State.Build(m.id), fmt.Sprintf("disk-%d.qcow2", len(m.layers)+1))
 	undo := func(err error) error {
 		return errors.Join(err, os.RemoveAll(dir), os.RemoveAll(next), lock.Close())
-	}
-	if err := os.RemoveAll(dir); err != nil { // of a killed run
-		return nil, undo(err)
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, undo(err)

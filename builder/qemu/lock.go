@@ -11,7 +11,7 @@ import (
 )
 
 // Locks say who stands on what: every machine holds the base below its disk
-// (BASE.raw.use) and its checkpoints (KEY-FIT.lock) shared, until Destroy or
+// (BASE.raw.use) and its checkpoints (KEY-FIT-ID.lock) shared, until Destroy or
 // the end of its process; who makes or removes one holds it exclusively.
 const useEnd = ".use"
 

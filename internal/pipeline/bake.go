@@ -34,12 +34,8 @@ func (k *bake) do(ctx context.Context) (Baked, error) {
 		event.Infof(ctx, "nothing changed since %s:%s was baked (--force bakes it again)", k.tpl.Name, k.current.Version)
 		return Baked{Build: k.build.Name, Image: *k.current}, k.retag(ctx, k.current.Digest)
 	}
-	what, err := k.describe(ctx)
-	if err != nil {
-		return Baked{}, err
-	}
-	event.Infof(ctx, "%s", what)
-	began := time.Now()
+	event.Infof(ctx, "%s", k.describe(ctx))
+	began := k.env.clock()
 	img, log, err := k.run(ctx)
 	if err != nil {
 		return Baked{}, err
@@ -48,7 +44,7 @@ func (k *bake) do(ctx context.Context) (Baked, error) {
 		event.Infof(ctx, "nothing changed since %s:%s was baked", k.tpl.Name, k.current.Version)
 		err = k.retag(ctx, k.current.Digest)
 	}
-	return Baked{k.build.Name, img, k.current == nil, time.Since(began).Seconds(), log}, err
+	return Baked{k.build.Name, img, k.current == nil, k.env.clock().Sub(began).Seconds(), log}, err
 }
 
 // run is the bake, from top to bottom.
@@ -109,7 +105,7 @@ func (k *bake) run(ctx context.Context) (img artifact.Image, logPath string, err
 		return img, logPath, err
 	}
 	img, err = event.Do(ctx, "register", func(ctx context.Context) (artifact.Image, error) {
-		return k.register(ctx, c.id, r.base, stored, tests)
+		return k.register(ctx, c.id, r, stored, tests)
 	})
 	return img, logPath, err
 }
@@ -183,10 +179,11 @@ func (k *bake) storeAndTest(ctx context.Context, id string, disk artifact.Disk) 
 	return got, tests, err
 }
 
-func (k *bake) register(ctx context.Context, id string, base builder.Base, got chunks, tests []artifact.TestResult) (artifact.Image, error) {
+func (k *bake) register(ctx context.Context, id string, r *rig, got chunks, tests []artifact.TestResult) (artifact.Image, error) {
 	commit, dirty := gitState(ctx, k.tpl.Dir)
+	base := r.base
 	img := artifact.Image{
-		Name: k.tpl.Name, Version: k.version, Content: got.content, Created: now(),
+		Name: k.tpl.Name, Version: k.version, Content: got.content, Created: k.env.now(),
 		Arch: base.Arch, Firmware: base.Firmware, Seed: base.Seed, User: base.User,
 		DiskSize: got.size, StoredNew: got.added, Labels: k.tpl.Labels, Tests: tests,
 		Lineage: artifact.Lineage{
@@ -194,6 +191,9 @@ func (k *bake) register(ctx context.Context, id string, base builder.Base, got c
 			Parent: base.Ref, ParentDigest: base.Digest, GitCommit: commit, GitDirty: dirty,
 			BuildID: id, Builder: k.build.Kind, Rebake: k.env.Version,
 		},
+	}
+	for _, p := range r.trail[1:] {
+		img.Lineage.Ran = append(img.Lineage.Ran, p.Ran)
 	}
 	for {
 		done, err := k.env.Store.Register(ctx, img)

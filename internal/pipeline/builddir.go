@@ -45,7 +45,7 @@ func newClaim(d state.Dir, kind, tpl string) (*claim, error) {
 	if err != nil {
 		return nil, err
 	}
-	rec := claimed{ID: c.id, Kind: kind, Template: tpl, PID: os.Getpid(), Started: now()}
+	rec := claimed{ID: c.id, Kind: kind, Template: tpl, PID: os.Getpid(), Started: time.Now().UTC().Truncate(time.Second)}
 	if err := atomicfile.Write(claimPath(d, c.id), jsonLine(rec), 0o600); err != nil {
 		return nil, errors.Join(err, c.release(d))
 	}

@@ -15,7 +15,9 @@ import (
 	"time"
 
 	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/builder"
 	"github.com/rebake/rebake/internal/atomicfile"
+	"github.com/rebake/rebake/internal/event"
 	"github.com/rebake/rebake/internal/template"
 )
 
@@ -62,22 +64,46 @@ func (l link) after(s step, probe *string) link {
 	all.Add("format", "rebake-step-v1")
 	all.Add("before", string(l.key))
 	all.Add("kind", s.Kind)
-	return link{name: s.Name, inputs: in, key: (all + in).Digest(), never: l.never || !s.keyed || s.Cache.Never, maxAge: s.maxAge()}
+	return link{name: s.Name, inputs: in, key: (all + in).Digest(), never: l.never || !s.keyed || s.Cache.Never}
 }
 
-func (s step) maxAge() time.Duration {
-	if s.Cache.MaxAge != nil {
-		return *s.Cache.MaxAge
+func (s step) fetches() bool {
+	f, ok := s.Provisioner.(interface{ Fetches() bool })
+	return ok && f.Fetches()
+}
+
+// tells says whether the template says for how long the step's result is good:
+// its max_age, or until its refresh command prints something else.
+func (s step) tells() bool { return s.Cache.MaxAge != nil || s.Cache.Refresh != "" }
+
+// limits is for how long an image is good with the result of each step; 0 has no
+// limit. What a step tells goes before --max-age, which the others obey, unless
+// all steps that may read the network tell.
+func (k *bake) limits() []time.Duration {
+	general, told, open := k.opts.MaxAge, false, false
+	for _, s := range k.steps {
+		told, open = told || s.fetches() && s.tells(), open || s.fetches() && !s.tells()
 	}
-	if f, ok := s.Provisioner.(interface{ Fetches() bool }); ok && f.Fetches() {
-		return DefaultMaxAge
+	if told && !open {
+		general = 0
 	}
-	return 0
+	var out []time.Duration
+	for _, s := range k.steps {
+		l := general
+		if s.Cache.MaxAge != nil {
+			l = *s.Cache.MaxAge
+		} else if s.tells() {
+			l = 0
+		}
+		out = append(out, l)
+	}
+	return out
 }
 
 // chain lists the states as far as they can be told: up to a step whose refresh
 // command was not run yet. whole says whether that is all of them.
 func (k *bake) chain() (links []link, whole bool) {
+	limits := k.limits()
 	links = []link{bootLink(k.base)}
 	for i, s := range k.steps {
 		var probe *string
@@ -88,7 +114,12 @@ func (k *bake) chain() (links []link, whole bool) {
 			}
 			probe = &out
 		}
-		links = append(links, links[i].after(s, probe))
+		l := links[i].after(s, probe)
+		l.maxAge = limits[i]
+		if s.fetches() && !s.tells() && (l.maxAge <= 0 || l.maxAge > DefaultMaxAge) {
+			l.maxAge = DefaultMaxAge
+		}
+		links = append(links, l)
 	}
 	return links, true
 }
@@ -116,11 +147,8 @@ func (k *bake) imageInputs() artifact.Digest {
 // may be; "" if none.
 func (k *bake) tooOld(links []link, trail []passed) string {
 	for i, l := range links {
-		age := now().Sub(trail[i].Ran)
-		for _, limit := range []time.Duration{l.maxAge, k.opts.MaxAge} {
-			if i > 0 && limit > 0 && age > limit {
-				return fmt.Sprintf("%q ran %s ago, and is good for %s", l.name, age.Round(time.Second), limit)
-			}
+		if age := k.env.now().Sub(trail[i].Ran); l.maxAge > 0 && age >= l.maxAge {
+			return fmt.Sprintf("%q ran %s ago, and is good for %s", l.name, age.Round(time.Second), l.maxAge)
 		}
 	}
 	return ""
@@ -238,29 +266,45 @@ func hashFile(w io.Writer, path string) error {
 }
 
 // deepest is the last state that is saved and still good, with its trail.
-func (k *bake) deepest(ctx context.Context, links []link) (found *saved, err error) {
+func (k *bake) deepest(ctx context.Context, links []link) *saved {
 	cp, ok := k.checkpoints()
-	if !ok || k.opts.NoCache {
-		return nil, nil
+	for n := len(links); ok && n > 0; n-- {
+		if found := k.usable(ctx, cp, links[:n]); found != nil {
+			return found
+		}
 	}
-	for n := len(links) - 1; n >= 0; n-- {
-		if links[n].never || k.opts.NoCacheFrom != "" && n > k.noCacheFrom() {
-			continue
-		}
-		c, ok, err := cp.Find(ctx, links[n].key)
-		if err != nil {
-			return nil, err
-		}
-		if !ok || k.distrusted[c.Taken] {
-			continue
-		}
-		trail, err := readTrail(c.Note, links[:n+1])
-		if err != nil || k.tooOld(links[:n+1], trail) != "" {
-			continue
-		}
-		return &saved{Checkpoint: c, at: n, trail: trail}, nil
+	return nil
+}
+
+// usable is the checkpoint of the last link, if there is one to go on from. What
+// is wrong with one costs time, never the build.
+func (k *bake) usable(ctx context.Context, cp builder.Checkpointer, links []link) *saved {
+	at := len(links) - 1
+	if k.opts.NoCache || links[at].never || k.opts.NoCacheFrom != "" && at > k.noCacheFrom() {
+		return nil
 	}
-	return nil, nil
+	c, ok, err := cp.Find(ctx, links[at].key)
+	if err != nil {
+		if ctx.Err() == nil {
+			k.warnOnce(ctx, fmt.Sprintf("a checkpoint cannot be read: %v", err))
+		}
+		return nil
+	}
+	if !ok || k.distrusted[c.Taken] {
+		return nil
+	}
+	trail, err := readTrail(c.Note, links)
+	if err != nil || k.tooOld(links, trail) != "" {
+		return nil
+	}
+	return &saved{Checkpoint: c, at: at, trail: trail}
+}
+
+func (k *bake) warnOnce(ctx context.Context, text string) {
+	if !k.warned[text] {
+		k.warned[text] = true
+		event.Warnf(ctx, "%s", text)
+	}
 }
 
 // noCacheFrom is how many steps there are before the one to start at.
@@ -271,4 +315,25 @@ func (k *bake) noCacheFrom() int {
 		}
 	}
 	return len(k.steps)
+}
+
+// read is what decides the step's effect, its declared files too.
+func (s step) read(ctx context.Context, dir string) (in artifact.Inputs, ok bool, err error) {
+	if in, ok, err = s.Provisioner.Key(ctx); err == nil {
+		err = addFiles(&in, s.Step, dir)
+	}
+	return in, ok, err
+}
+
+// unchanged fails if a local file of a step is not what it was when the build
+// began: the step may have met either.
+func (k *bake) unchanged(ctx context.Context, s step) error {
+	in, _, err := s.read(ctx, k.tpl.Dir)
+	if err != nil {
+		return fmt.Errorf("step %q: %w", s.Name, err)
+	}
+	if field, _, _ := in.Difference(s.inputs); field != "" {
+		return fmt.Errorf("step %q: %s changed while it was baked", s.Name, field)
+	}
+	return nil
 }

@@ -95,7 +95,7 @@ func (k *bake) wayIn(ctx context.Context, id string, mach builder.Machine, g pro
 	}
 	shut = func(ctx context.Context) error {
 		err := g.Run(ctx, provisioner.Cmd{
-			Line: `f="$HOME/.ssh/authorized_keys"; grep -vxF -- "$K" "$f" >"$f.new"; cat "$f.new" >"$f" && rm "$f.new"`,
+			Line: `f="$HOME/.ssh/authorized_keys"; { grep -vxF -- "$K" "$f" >"$f.new" || [ $? = 1 ]; } && cat "$f.new" >"$f" && rm "$f.new"`,
 			Env:  map[string]string{"K": key.Authorized},
 		})
 		if err != nil {
@@ -167,7 +167,7 @@ const (
 // into the machine open meanwhile. What they did there nobody can tell, so
 // nothing after it is cached.
 func (k *bake) decide(ctx context.Context, r *rig, question string, choices ...string) (string, error) {
-	k.touched, r.silent = true, true
+	k.cannotTell(r)
 	way, shut, err := k.wayIn(ctx, r.id, r.mach, r.guest)
 	if err != nil {
 		way, shut = fmt.Sprintf("nobody can log in: %v", err), func(context.Context) error { return nil }
@@ -178,6 +178,12 @@ func (k *bake) decide(ctx context.Context, r *rig, question string, choices ...s
 		return "", err
 	}
 	return answer, shut(ctx)
+}
+
+// cannotTell says that what the machine holds does not follow from its inputs:
+// nothing of it is saved, and its image has none.
+func (k *bake) cannotTell(r *rig) {
+	k.touched, k.inputs, r.silent = true, "", true
 }
 
 // keepConsole saves a failed machine's console beside the log.

@@ -62,10 +62,7 @@ func MakePlan(ctx context.Context, env Env, tpl *template.Template, opts BakeOpt
 // planSteps tells of the boot and of each step.
 func (k *bake) planSteps(ctx context.Context) ([]PlanStep, error) {
 	links, _ := k.chain()
-	from, err := k.deepest(ctx, links)
-	if err != nil {
-		return nil, err
-	}
+	from := k.deepest(ctx, links)
 	before, err := k.lastBuild()
 	if err != nil {
 		before = lastBuild{} // it only explains
@@ -89,7 +86,7 @@ func (k *bake) planSteps(ctx context.Context) ([]PlanStep, error) {
 		case i >= len(links):
 			p = PlanStep{Name: k.steps[i-1].Name, Why: fmt.Sprintf("comes after %q, which the guest is asked about", k.steps[len(links)-1].Name)}
 		case from != nil && i <= from.at:
-			p = PlanStep{Cached: true, Why: fmt.Sprintf("ran %s ago", now().Sub(from.trail[i].Ran).Round(time.Second))}
+			p = PlanStep{Cached: true, Why: fmt.Sprintf("ran %s ago", k.env.now().Sub(from.trail[i].Ran).Round(time.Second))}
 		default:
 			p = k.explain(ctx, links, last, changed, i)
 		}

@@ -34,7 +34,19 @@ type Env struct {
 	// Ask puts a question to a person and returns one of the choices; nil: nobody is there.
 	Ask      func(ctx context.Context, question string, choices []string) (string, error)
 	MaxCache int64 // bytes that the cache may occupy after a build; 0: no limit
+	// Now is the clock by which things age and take long; nil: this computer's.
+	Now func() time.Time
 }
+
+func (e Env) clock() time.Time {
+	if e.Now != nil {
+		return e.Now()
+	}
+	return time.Now()
+}
+
+// now is a date serial's clock and an image's creation time.
+func (e Env) now() time.Time { return e.clock().UTC().Truncate(time.Second) }
 
 // Backends makes the parts that a template names.
 type Backends struct {
@@ -60,6 +72,3 @@ type StepEnv struct {
 	Env     map[string]string
 	Secrets []string
 }
-
-// now is a date serial's clock and an image's creation time.
-func now() time.Time { return time.Now().UTC().Truncate(time.Second) }

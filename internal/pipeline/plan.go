@@ -53,6 +53,7 @@ type bake struct {
 	probes     map[int]string     // by step: what its refresh command printed
 	touched    bool               // a person was in the machine
 	distrusted map[time.Time]bool // checkpoints that could not be gone on from, by their time
+	warned     map[string]bool
 }
 
 type step struct {
@@ -69,7 +70,7 @@ type namedCheck struct {
 
 // newBake makes the parts of a build and finds out whether it is needed.
 func newBake(ctx context.Context, env Env, tpl *template.Template, b template.Build, opts BakeOptions) (*bake, error) {
-	k := &bake{env: env, tpl: tpl, opts: opts, build: b, probes: map[int]string{}, distrusted: map[time.Time]bool{}}
+	k := &bake{env: env, tpl: tpl, opts: opts, build: b, probes: map[int]string{}, distrusted: map[time.Time]bool{}, warned: map[string]bool{}}
 	var err error
 	if k.builder, err = env.Backends.Builder(env, b); err != nil {
 		return nil, err
@@ -88,14 +89,14 @@ func newBake(ctx context.Context, env Env, tpl *template.Template, b template.Bu
 		if err != nil {
 			return nil, err
 		}
-		in, ok, err := p.Key(ctx)
-		if err == nil {
-			err = addFiles(&in, s, tpl.Dir)
-		}
-		if err != nil {
+		one := step{Step: s, Provisioner: p}
+		if one.inputs, one.keyed, err = one.read(ctx, tpl.Dir); err != nil {
 			return nil, s.Block.Errorf("", "%w", err)
 		}
-		k.steps = append(k.steps, step{s, p, in, ok})
+		if _, waits := p.(breakpoint); waits && env.Ask != nil {
+			one.keyed = false // a person who is there is asked every time
+		}
+		k.steps = append(k.steps, one)
 	}
 	for _, s := range tpl.Tests {
 		if !s.Applies(b.Name) {
@@ -136,7 +137,7 @@ func (k *bake) choose(ctx context.Context) error {
 			k.current = &images[i]
 		}
 	}
-	if k.opts.Force {
+	if k.again() {
 		k.current = nil
 	}
 	k.version = k.opts.Version
@@ -144,14 +145,14 @@ func (k *bake) choose(ctx context.Context) error {
 		k.version = k.tpl.Version
 	}
 	if k.version == "" {
-		k.version, k.serial = artifact.NextSerial(versions, now()), true
+		k.version, k.serial = artifact.NextSerial(versions, k.env.now()), true
 		return nil
 	}
 	for _, img := range images {
 		if img.Version != k.version {
 			continue
 		}
-		if k.inputs != "" && img.Lineage.InputsDigest == k.inputs && !k.opts.Force {
+		if k.inputs != "" && img.Lineage.InputsDigest == k.inputs && !k.again() {
 			k.current = &img
 			return nil
 		}
@@ -163,17 +164,21 @@ func (k *bake) choose(ctx context.Context) error {
 	return nil
 }
 
-// fresh says whether an image of the same inputs is young enough: for --max-age,
-// and for a step that has a max_age of its own.
+// again says that somebody wants a bake, changed or not.
+func (k *bake) again() bool { return k.opts.Force || k.opts.NoCache || k.opts.NoCacheFrom != "" }
+
+// fresh says whether an image of the same inputs is young enough: each step of it.
 func (k *bake) fresh(img artifact.Image) bool {
-	limits := []time.Duration{k.opts.MaxAge}
-	for _, s := range k.steps {
-		if s.Cache.MaxAge != nil {
-			limits = append(limits, *s.Cache.MaxAge)
-		}
+	limits := k.limits()
+	if len(limits) == 0 {
+		limits = []time.Duration{k.opts.MaxAge}
 	}
-	for _, l := range limits {
-		if l > 0 && now().Sub(img.Created) >= l {
+	for i, l := range limits {
+		ran := img.Created
+		if i < len(img.Lineage.Ran) {
+			ran = img.Lineage.Ran[i]
+		}
+		if l > 0 && k.env.now().Sub(ran) >= l {
 			return false
 		}
 	}
@@ -193,18 +198,15 @@ func (k *bake) another(ctx context.Context) error {
 		}
 	}
 	was := k.version
-	k.version = artifact.NextSerial(taken, now())
+	k.version = artifact.NextSerial(taken, k.env.now())
 	event.Infof(ctx, "version %s was taken meanwhile: this is %s", was, k.version)
 	return nil
 }
 
 // describe says in a few lines what will happen.
-func (k *bake) describe(ctx context.Context) (string, error) {
+func (k *bake) describe(ctx context.Context) string {
 	links, _ := k.chain()
-	from, err := k.deepest(ctx, links)
-	if err != nil {
-		return "", err
-	}
+	from := k.deepest(ctx, links)
 	begin, done := "boot", 0
 	if from != nil {
 		begin, done = fmt.Sprintf("go on after %q", links[from.at].name), from.at
@@ -221,7 +223,7 @@ func (k *bake) describe(ctx context.Context) (string, error) {
 		test = "no tests (--skip-test)"
 	}
 	return fmt.Sprintf("bake %s:%s with %s: %s, seal, capture, %s, store, tag %s",
-		k.tpl.Name, k.version, k.build.Name, begin, test, strings.Join(k.tags(), ", ")), nil
+		k.tpl.Name, k.version, k.build.Name, begin, test, strings.Join(k.tags(), ", "))
 }
 
 func (k *bake) tags() []string {

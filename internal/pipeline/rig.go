@@ -53,10 +53,7 @@ func (r *rig) at() int { return len(r.trail) - 1 }
 func (k *bake) start(ctx context.Context, id string) (*rig, error) {
 	for {
 		links, _ := k.chain()
-		from, err := k.deepest(ctx, links)
-		if err != nil {
-			return nil, err
-		}
+		from := k.deepest(ctx, links)
 		if from == nil {
 			return k.boot(ctx, id, links[0])
 		}
@@ -84,7 +81,7 @@ func (k *bake) boot(ctx context.Context, id string, booted link) (*rig, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &rig{k: k, id: id, mach: mach, base: base, trail: []passed{{booted.name, booted.key, booted.inputs, now()}}}
+	r := &rig{k: k, id: id, mach: mach, base: base, trail: []passed{{booted.name, booted.key, booted.inputs, k.env.now()}}}
 	if err := r.connect(ctx); err != nil {
 		return r, err
 	}
@@ -95,9 +92,9 @@ func (k *bake) boot(ctx context.Context, id string, booted link) (*rig, error) {
 
 // goOn brings up a machine from a checkpoint.
 func (k *bake) goOn(ctx context.Context, id string, from *saved, at link) (*rig, error) {
-	what := fmt.Sprintf("go on after %q, saved %s ago", at.name, time.Since(from.Taken).Round(time.Second))
+	what := fmt.Sprintf("go on after %q, saved %s ago", at.name, k.env.clock().Sub(from.Taken).Round(time.Second))
 	if !from.Memory {
-		what = fmt.Sprintf("boot as it was after %q, saved %s ago", at.name, time.Since(from.Taken).Round(time.Second))
+		what = fmt.Sprintf("boot as it was after %q, saved %s ago", at.name, k.env.clock().Sub(from.Taken).Round(time.Second))
 	}
 	cp, _ := k.checkpoints()
 	mach, err := event.Do(ctx, what, func(ctx context.Context) (builder.Machine, error) {
@@ -139,7 +136,7 @@ func (r *rig) tryWake(ctx context.Context) {
 	}
 	err := wake.Up(ctx, r.guest)
 	if r.memory = err == nil; !r.memory && ctx.Err() == nil {
-		event.Warnf(ctx, "checkpoints hold the disk alone, and boot: %v", err)
+		r.k.warnOnce(ctx, fmt.Sprintf("checkpoints hold the disk alone, and boot: %v", err))
 	}
 }
 
@@ -147,7 +144,7 @@ func (r *rig) tryWake(ctx context.Context) {
 func (r *rig) step(ctx context.Context) error {
 	links, _ := r.k.chain()
 	s, l := r.k.steps[r.at()], links[r.at()+1]
-	began := time.Now()
+	began := r.k.env.clock()
 	if b, ok := s.Provisioner.(breakpoint); ok {
 		if err := r.k.pause(ctx, r, s, b); err != nil {
 			return err
@@ -165,8 +162,12 @@ func (r *rig) step(ctx context.Context) error {
 			return err
 		}
 	}
-	r.unsaved += time.Since(began)
-	r.trail = append(r.trail, passed{l.name, l.key, l.inputs, now()})
+	r.unsaved += r.k.env.clock().Sub(began)
+	if err := r.k.unchanged(ctx, s); err != nil { // the state is not that of the key
+		event.Warnf(ctx, "no more checkpoints in this build, and the next one bakes again: %v", err)
+		r.k.cannotTell(r)
+	}
+	r.trail = append(r.trail, passed{l.name, l.key, l.inputs, r.k.env.now()})
 	if !l.never {
 		r.save(ctx)
 	}
@@ -197,7 +198,12 @@ func (r *rig) save(ctx context.Context) {
 	if !ok || r.silent || ctx.Err() != nil || r.unsaved < r.cost {
 		return
 	}
-	began := time.Now()
+	links, _ := r.k.chain()
+	if r.k.usable(ctx, cp, links[:r.at()+1]) != nil { // another build was faster
+		r.cost, r.unsaved = max(r.cost, firstCost), 0
+		return
+	}
+	began := r.k.env.clock()
 	last := r.trail[r.at()]
 	err := event.Run(ctx, fmt.Sprintf("save the state after %q", last.Name), func(ctx context.Context) error {
 		// What the guest wrote must be on its disk for one that boots from there.
@@ -211,7 +217,7 @@ func (r *rig) save(ctx context.Context) {
 		r.writing.Go(func() error { return finish(context.WithoutCancel(ctx)) })
 		return nil
 	})
-	r.cost, r.unsaved = time.Since(began), 0
+	r.cost, r.unsaved = r.k.env.clock().Sub(began), 0
 	if err != nil && ctx.Err() == nil {
 		r.silent = true
 		event.Warnf(ctx, "no more checkpoints in this build: %v", err)
@@ -247,8 +253,8 @@ func (k *bake) provisionAll(ctx context.Context, r *rig) (again bool, err error)
 				}
 			}
 			links, _ := k.chain()
-			if better, err := k.deepest(ctx, links); err != nil || better != nil && better.at > r.at() {
-				return true, err
+			if better := k.deepest(ctx, links); better != nil && better.at > r.at() {
+				return true, nil
 			}
 		}
 		if err := r.step(ctx); err != nil {

@@ -83,9 +83,6 @@ func (s *checkpointSuite) run() {
 		s.t.Errorf("one that is not finished: found %v, %v", ok, err)
 	}
 	s.ok(finish(ctx))
-	if again, err := first.Save(ctx, m, key("one"), true, nil); again != nil || err != nil {
-		s.t.Errorf("saving what is saved: %v", err)
-	}
 	finish, err = first.Save(ctx, m, key("disk"), false, nil)
 	s.ok(err)
 	s.ok(finish(ctx))
@@ -150,6 +147,30 @@ func (s *checkpointSuite) run() {
 	if got := s.do(s.enter(dm), "cat file; cat /run/mem 2>/dev/null || echo none"); got != "after\nnone" {
 		s.t.Errorf("booted from the disk's checkpoint it has %q", got)
 	}
+
+	// A newer one of the key is found before it, and does it no harm.
+	s.do(s.enter(dm), "echo newer >file; sync")
+	finish, err = s.power(b).Save(ctx, dm, key("disk"), false, []byte("newer"))
+	s.ok(err)
+	if finish == nil {
+		s.t.Fatal("a state is not saved anew")
+	}
+	s.ok(finish(ctx))
+	newer, ok, err := first.Find(ctx, key("disk"))
+	s.ok(err)
+	if !ok || string(newer.Note) != "newer" {
+		s.t.Fatalf("found %v: %+v", ok, newer)
+	}
+	for name, cp := range map[string]builder.Checkpoint{"after": dcp, "newer": newer} {
+		id := s.id("f1" + name[:1])
+		mm, err := s.power(b).BootFrom(ctx, id, cp)
+		s.ok(err)
+		if got := s.do(s.enter(mm), "cat file"); got != name {
+			s.t.Errorf("one of two of a key has %q, want %q", got, name)
+		}
+		s.ok(b.Destroy(ctx, id))
+	}
+	s.do(s.enter(dm), "echo after >file; sync")
 
 	if _, err := s.power(b).BootFrom(ctx, s.id("e1"), builder.Checkpoint{Key: key("none")}); !errors.Is(err, builder.ErrNoCheckpoint) {
 		s.t.Errorf("going on from nothing: %v", err)

@@ -31,7 +31,7 @@ type Builder struct {
 	Cache string            // holds prepared bases
 	Base  map[string]string // files that the base has besides a few of its own, by path without /
 	// Before is asked at the start of each method (key, prepare, boot, boottest,
-	// endpoint, capture, destroy, bootfrom, save, finish): it may fail it, or hold it up. id is "" for the first two.
+	// endpoint, capture, destroy, find, bootfrom, save, finish): it may fail it, or hold it up. id is "" for key, prepare and find.
 	Before func(ctx context.Context, op, id string) error
 	// Stubborn guests do not obey the power button; others miss it until they have
 	// run a command: they still boot.

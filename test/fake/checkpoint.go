@@ -2,16 +2,21 @@ package fake
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
+	"github.com/gofrs/flock"
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/builder"
+	"github.com/rebake/rebake/internal/atomicfile"
+	"github.com/rebake/rebake/internal/cache"
 )
 
 // keys are what a machine is logged in to with, and what its host proves itself with.
@@ -20,7 +25,8 @@ type keys struct {
 	Memory      bool
 }
 
-// saved is a checkpoint's KEY.json: the tree is in KEY.tar, written before.
+// saved is a checkpoint's KEY.ID.json: the tree is in KEY.ID.tar, written before.
+// KEY.ID.lock is held while the two are made.
 type saved struct {
 	keys
 	Taken time.Time
@@ -33,28 +39,39 @@ var _ builder.Checkpointer = (*Builder)(nil)
 // volatile is what a fake guest has in its memory alone: it boots without it.
 const volatile = "run"
 
-func (b *Builder) checkpoint(key artifact.Digest) string {
-	return filepath.Join(b.Cache, "checkpoints", key.Hex())
-}
+func (b *Builder) checkpoints() string { return filepath.Join(b.Cache, "checkpoints") }
 
-func (b *Builder) readSaved(key artifact.Digest) (saved, error) {
-	var s saved
-	raw, err := os.ReadFile(b.checkpoint(key) + ".json")
-	if errors.Is(err, fs.ErrNotExist) {
-		return s, fmt.Errorf("%w: %s", builder.ErrNoCheckpoint, key)
-	}
+// newest finds the last of a key's checkpoints, or the one that was taken then.
+func (b *Builder) newest(key artifact.Digest, at time.Time) (path string, s saved, err error) {
+	found, err := filepath.Glob(filepath.Join(b.checkpoints(), key.Hex()+".*.json"))
 	if err != nil {
-		return s, err
+		return "", s, err
 	}
-	if err := json.Unmarshal(raw, &s); err != nil {
-		return s, fmt.Errorf("%w: %w", builder.ErrNoCheckpoint, err)
+	for _, p := range found {
+		var one saved
+		raw, err := os.ReadFile(p)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it was evicted
+		}
+		if err != nil {
+			return "", s, err
+		}
+		if json.Unmarshal(raw, &one) == nil && (at.IsZero() && one.Taken.After(s.Taken) || one.Taken.Equal(at)) {
+			path, s = strings.TrimSuffix(p, ".json"), one
+		}
 	}
-	return s, nil
+	if path == "" {
+		return "", s, fmt.Errorf("%w: %s", builder.ErrNoCheckpoint, key)
+	}
+	return path, s, nil
 }
 
 // Find implements builder.Checkpointer.
-func (b *Builder) Find(_ context.Context, key artifact.Digest) (builder.Checkpoint, bool, error) {
-	s, err := b.readSaved(key)
+func (b *Builder) Find(ctx context.Context, key artifact.Digest) (builder.Checkpoint, bool, error) {
+	if err := b.before(ctx, "find", ""); err != nil {
+		return builder.Checkpoint{}, false, err
+	}
+	_, s, err := b.newest(key, time.Time{})
 	if errors.Is(err, builder.ErrNoCheckpoint) {
 		return builder.Checkpoint{}, false, nil
 	}
@@ -69,15 +86,17 @@ func (b *Builder) BootFrom(ctx context.Context, id string, c builder.Checkpoint)
 	if err := b.before(ctx, "bootfrom", id); err != nil {
 		return nil, err
 	}
-	s, err := b.readSaved(c.Key)
+	path, s, err := b.newest(c.Key, c.Taken)
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(b.checkpoint(c.Key) + ".tar")
+	f, err := os.Open(path + ".tar")
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", builder.ErrNoCheckpoint, err)
 	}
 	defer f.Close()
+	now := time.Now()
+	_ = os.Chtimes(path+".json", now, now) // the last use, for eviction
 	return b.start(id, f, nil, &s.keys)
 }
 
@@ -90,30 +109,88 @@ func (b *Builder) Save(ctx context.Context, bm builder.Machine, key artifact.Dig
 	if err := b.before(ctx, "save", m.id); err != nil {
 		return nil, err
 	}
-	if _, err := b.readSaved(key); err == nil {
-		return nil, nil
-	}
-	base := b.checkpoint(key)
-	if err := os.MkdirAll(filepath.Dir(base), 0o700); err != nil {
-		return nil, err
-	}
-	if err := packDir(m.file("root"), base+".tar"); err != nil {
+	if err := os.MkdirAll(b.checkpoints(), 0o700); err != nil {
 		return nil, err
 	}
 	s := saved{keys: m.keys, Taken: time.Now(), Note: note,
 		Base: builder.Base{Ref: "fake", Digest: b.key().Digest(), Arch: "amd64", Firmware: "bios", Seed: "credentials", User: "root", DiskSize: diskSize}}
 	s.Memory = memory
+	path := filepath.Join(b.checkpoints(), key.Hex()+"."+rand.Text())
+	lock := flock.New(path + ".lock")
+	if ok, err := lock.TryLock(); err != nil || !ok {
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	undo := func(err error) error {
+		return errors.Join(err, remove(path), lock.Close())
+	}
+	if err := packDir(m.file("root"), path+".tar"); err != nil {
+		return nil, undo(err)
+	}
 	return func(ctx context.Context) error {
 		if err := b.before(ctx, "finish", m.id); err != nil {
-			return err
+			return undo(err)
 		}
 		raw, err := json.Marshal(s)
 		if err != nil {
-			return err
+			return undo(err)
 		}
-		if err := os.WriteFile(base+".json.tmp", raw, 0o600); err != nil {
-			return err
+		if err := atomicfile.Write(path+".json", raw, 0o600); err != nil {
+			return undo(err)
 		}
-		return os.Rename(base+".json.tmp", base+".json")
+		return errors.Join(os.Remove(path+".lock"), lock.Close())
 	}, nil
+}
+
+// remove takes away a checkpoint, first what makes it one, the lock last.
+func remove(path string) error {
+	for _, end := range []string{".json", ".json.tmp", ".tar", ".tar.tmp", ".lock"} {
+		if err := os.Remove(path + end); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Sweep removes the checkpoints that a killed process left half-made.
+func (b *Builder) Sweep() (gone []string, err error) {
+	locks, err := filepath.Glob(filepath.Join(b.checkpoints(), "*.lock"))
+	for _, l := range locks {
+		lock := flock.New(l)
+		if free, err := lock.TryLock(); err != nil || !free {
+			if err != nil {
+				return gone, err
+			}
+			continue // it is being made
+		}
+		path := strings.TrimSuffix(l, ".lock")
+		if _, err := os.Stat(path + ".json"); err == nil { // all that was left to do
+			err = errors.Join(os.Remove(l), lock.Close())
+			if err != nil {
+				return gone, err
+			}
+			continue
+		}
+		if err := errors.Join(remove(path), lock.Close()); err != nil {
+			return gone, err
+		}
+		gone = append(gone, path)
+	}
+	return gone, err
+}
+
+// Cached lists the checkpoints.
+func (b *Builder) Cached() ([]cache.Entry, error) {
+	found, err := filepath.Glob(filepath.Join(b.checkpoints(), "*.json"))
+	var out []cache.Entry
+	for _, p := range found {
+		path := strings.TrimSuffix(p, ".json")
+		tar, terr := os.Stat(path + ".tar")
+		info, jerr := os.Stat(p)
+		if err := errors.Join(terr, jerr); err != nil {
+			return nil, err
+		}
+		out = append(out, cache.Entry{ID: path, Kind: "checkpoint", What: filepath.Base(path), Size: tar.Size() + info.Size(), Used: info.ModTime(),
+			Remove: func(context.Context) error { return remove(path) }})
+	}
+	return out, err
 }

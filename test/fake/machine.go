@@ -44,6 +44,7 @@ case $2 in
 	echo "refusing to seal this computer" >&2
 	exit 126 ;;
 *'date -u -s'*) # internal/wake: not this computer's clock
+	[ ! -e '%[1]s/root/etc/no-reseed' ] || exit 42
 	read -r now && read -r seed && echo "$now $seed" >>'%[1]s/woken'
 	exit $? ;;
 sync) exit 0 ;;
