@@ -93,6 +93,45 @@ func TestABadImageIsRefusedAndTheOldOneServes(t *testing.T) {
 	}
 }
 
+// With refuse_after an image that answers 500 does not take all of within; one
+// that is only slow, or wrong for a while, does.
+func TestAWrongAnswerIsRefusedAfterItsTime(t *testing.T) {
+	for name, c := range map[string]struct {
+		b      fake.Behaviour
+		reason string // "" is deployed
+		within time.Duration
+	}{
+		"500 from the start": {fake.Behaviour{Status: 500}, "has answered wrongly for 3s: router sees L7STS/500", 4 * time.Second},
+		"never boots":        {fake.Behaviour{Never: true}, "did not become healthy within 10s", 11 * time.Second},
+		"slow":               {fake.Behaviour{Boot: 8 * time.Second}, "", time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, map[artifact.Digest]fake.Behaviour{"sha256:bad": c.b})
+				if _, err := w.d.Deploy(t.Context(), request("1")); err != nil {
+					t.Fatal(err)
+				}
+				req, began := request("bad"), time.Now()
+				req.Policy.Refuse = 3 * time.Second
+				_, err := w.d.Deploy(t.Context(), req)
+				if c.reason == "" {
+					if err != nil {
+						t.Error(err)
+					}
+					return
+				}
+				if !errors.Is(err, fleet.ErrRolledBack) || !strings.Contains(err.Error(), c.reason) {
+					t.Errorf("%v, want %q", err, c.reason)
+				}
+				if took := time.Since(began); took > c.within {
+					t.Errorf("refused after %s", took)
+				}
+				w.sound("1")
+			})
+		})
+	}
+}
+
 func TestAFirstImageThatIsBadLeavesNothing(t *testing.T) {
 	for name, c := range failures {
 		t.Run(name, func(t *testing.T) {

@@ -53,6 +53,12 @@ func Next(r Record, o Observation, p Policy, now time.Time) (Record, Action) {
 			return r.fail(at, p, now, "%s did not become healthy within %s: router sees %s", at.sickName, p.Within, at.sickCheck)
 		case at.healthy == r.New.Spec.Size:
 			return r, Action{Op: Ready, Slot: r.New.Group.Slot}
+		case at.wrongName == "":
+			r.Wrong = time.Time{}
+		case r.Wrong.IsZero():
+			r.Wrong = now
+		case p.Refuse > 0 && now.Sub(r.Wrong) >= p.Refuse:
+			return r.fail(at, p, now, "%s has answered wrongly for %s: router sees %s", at.wrongName, now.Sub(r.Wrong).Round(time.Second), at.wrongCheck)
 		}
 		return r, wait("%d of %d instances to be healthy; %s: %s", r.New.Spec.Size, r.New.Spec.Size, at.sickName, at.sickCheck)
 

@@ -54,6 +54,7 @@ type Policy struct {
 	KeepOld   time.Duration `json:"keep_old"`   // how long the old slot stays warm; 0: not at all
 	Launch    time.Duration `json:"launch"`     // default 2m: to start the instances' processes
 	Within    time.Duration `json:"within"`     // default 5m: from started to healthy
+	Refuse    time.Duration `json:"refuse"`     // how long a new instance may answer wrongly before it is refused within Within; 0: for all of it
 	Verify    time.Duration `json:"verify"`     // default 5m: for the gate
 	Drain     time.Duration `json:"drain"`      // default 60s: longest wait for requests in flight, then they are cut
 	Restore   time.Duration `json:"restore"`    // default 60s: for the old slot to be able to serve again
@@ -145,6 +146,7 @@ type Progress struct {
 	Pending  map[Slot]int   `json:"pending,omitempty"` // one that may have been done
 	Drained  time.Time      `json:"drained"`           // the old slot (or, on the way back, the new) was first seen idle without traffic
 	Cut      int            `json:"cut"`               // requests that the drain timeout ended
+	Wrong    time.Time      `json:"wrong,omitzero"`    // a new instance that was never healthy answers wrongly since
 	Sick     time.Time      `json:"sick"`              // a new instance is unhealthy under traffic since
 	Flaps    int            `json:"flaps"`             // times it recovered
 	Failures int            `json:"failures"`          // of the current call, in a row

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -15,6 +16,7 @@ type view struct {
 	dead                       string
 	healthy, ready             int // members of the new slot that are this group's
 	sickName, sickCheck        string
+	wrongName, wrongCheck      string // the first member that answers, and not as it should
 	checks                     []MemberStatus
 	oldHealthy, oldReady       int // ready: healthy and let in
 	oldInFlight                int
@@ -51,6 +53,9 @@ func look(r Record, o Observation) view {
 		v.checks = append(v.checks, m)
 		if !m.Healthy {
 			v.blame(m.ID, orWord(m.Check, "no check yet"))
+			if strings.HasPrefix(m.Check, "L7STS") && (v.wrongName == "" || m.ID < v.wrongName) {
+				v.wrongName, v.wrongCheck = m.ID, m.Check
+			}
 			continue
 		}
 		v.healthy++

@@ -85,7 +85,7 @@ func fleetConfig(tpl *template.Template) (fleet.Config, error) {
 		Health: fleet.HealthCheck{Type: h.Type, Port: h.Port, Path: h.Path, Status: h.Status,
 			Interval: h.Interval, Timeout: h.Timeout, Rise: h.Rise, Fall: h.Fall},
 		Commands: h.Commands,
-		Policy: fleet.Policy{Port: h.Port, KeepOld: f.Deploy.KeepOld, Within: h.Within,
+		Policy: fleet.Policy{Port: h.Port, KeepOld: f.Deploy.KeepOld, Within: h.Within, Refuse: h.Refuse,
 			Drain: f.Deploy.Drain, OnFailure: f.Deploy.OnFailure},
 	}
 	for _, s := range f.Deploy.Steps {

@@ -59,6 +59,7 @@ type healthBlock struct {
 	Rise     int           `yaml:"rise" jsonschema_description:"good checks in a row that make an instance healthy (2)"`
 	Fall     int           `yaml:"fall" jsonschema_description:"bad checks in a row that make it unhealthy (3)"`
 	Within   time.Duration `yaml:"within" jsonschema_description:"a new instance must be healthy this soon after its start (5m)"`
+	Refuse   time.Duration `yaml:"refuse_after" jsonschema_description:"refuse a new instance that answers, but wrongly, for so long, before within is over; not done by default: a service may answer 503 while it warms up"`
 	Commands []string      `yaml:"commands" jsonschema_description:"commands run over SSH in each new instance before it gets traffic; all must end with 0"`
 }
 

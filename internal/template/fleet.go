@@ -52,7 +52,7 @@ func (l *loader) backend(b Block, what string, kinds map[string]func() any) (Blo
 }
 
 func health(h healthBlock, e *entry, at Block) (Health, error) {
-	out := Health{Interval: h.Interval, Timeout: h.Timeout, Rise: h.Rise, Fall: h.Fall, Within: h.Within, Commands: h.Commands}
+	out := Health{Interval: h.Interval, Timeout: h.Timeout, Rise: h.Rise, Fall: h.Fall, Within: h.Within, Refuse: h.Refuse, Commands: h.Commands}
 	switch {
 	case h.HTTP != nil && h.TCP != nil:
 		return out, at.Errorf("health.tcp", "health is judged by http or by tcp, not by both")

@@ -100,6 +100,7 @@ type Health struct {
 	Rise     int
 	Fall     int
 	Within   time.Duration // an instance must become healthy within this of its start
+	Refuse   time.Duration // one that answers wrongly for so long is refused before that; 0: never
 	Commands []string      // run over SSH in each new instance before traffic: exit 0 is healthy
 }
 

@@ -50,32 +50,3 @@ func TestAKilledBaseLeavesNoProcessNoMountAndGCLeavesNothing(t *testing.T) {
 		}
 	}
 }
-
-// A base is made with this computer's apt: it must be left as it was.
-func TestMakingABaseLeavesThisComputersAptAlone(t *testing.T) {
-	lists := func() string { return strings.Join(files(t, "/var/lib/apt/lists"), "\n") }
-	before := lists()
-	if !strings.Contains(before, "Packages") {
-		t.Fatal("there are no package lists to lose: the test is blind (apt-get update)")
-	}
-	w := newWorld(t)
-	w.write("t.yaml", "name: base\nbuild:\n  qemu:\n    from: {debian: bookworm}\n")
-	cmd := w.command("build", "t.yaml", "--skip-test")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var made []string
-	for end := time.Now().Add(8 * time.Minute); len(made) == 0 && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
-		made, _ = filepath.Glob(filepath.Join(w.home, "cache", "bases", "*.raw"))
-	}
-	if err := cmd.Process.Signal(os.Interrupt); err != nil {
-		t.Fatal(err)
-	}
-	_ = cmd.Wait()
-	if len(made) != 1 {
-		t.Fatal("no base was made")
-	}
-	if got := lists(); got != before {
-		t.Errorf("the package lists were\n%s\nand are\n%s", before, got)
-	}
-}
