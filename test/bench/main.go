@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/gofrs/flock"
 )
@@ -25,9 +26,10 @@ func main() {
 	o := options{}
 	flag.StringVar(&o.rebake, "rebake", "bin/rebake", "the binary to measure")
 	flag.IntVar(&o.pairs, "pairs", 5, "how often each scenario is run by both tools")
-	flag.StringVar(&o.only, "only", "", "scenarios to run, with commas between: real, trivial, files, netem, tests")
+	flag.StringVar(&o.only, "only", "", "scenarios to run, with commas between: real, trivial, files, netem, another, tests")
 	flag.StringVar(&o.work, "work", ".cache/bench", "folder of everything but the page; the base disk in it is kept for the next run")
 	flag.StringVar(&o.page, "page", "docs/benchmarks.md", "the page to write")
+	flag.DurationVar(&o.budget, "budget", 0, "begin nothing more after so long; the page says that it is not a full run")
 	flag.StringVar(&o.bootWait, "boot-wait", "", "Packer's boot_wait, instead of finding out which is best")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -42,6 +44,7 @@ func main() {
 type options struct {
 	rebake, only, work, page, bootWait string
 	pairs                              int
+	budget                             time.Duration
 }
 
 // pick are the scenarios that were asked for.
@@ -57,7 +60,7 @@ func (o options) pick() ([]scenario, error) {
 	for _, name := range strings.Split(o.only, ",") {
 		i := slices.IndexFunc(all, func(s scenario) bool { return s.name == name })
 		if i < 0 {
-			return nil, fmt.Errorf("-only: no scenario %q: real, trivial, files, netem or tests", name)
+			return nil, fmt.Errorf("-only: no scenario %q: real, trivial, files, netem, another or tests", name)
 		}
 		some = append(some, all[i])
 	}
@@ -65,6 +68,7 @@ func (o options) pick() ([]scenario, error) {
 }
 
 func measureAll(ctx context.Context, o options) (err error) {
+	began := time.Now()
 	chosen, err := o.pick()
 	if err != nil {
 		return err
@@ -129,6 +133,10 @@ func measureAll(ctx context.Context, o options) (err error) {
 		for _, s := range chosen {
 			if (n-1)%s.every != 0 {
 				continue
+			}
+			if o.budget > 0 && time.Since(began) > o.budget {
+				b.note("the budget of %s is spent", o.budget)
+				return page.write()
 			}
 			if err := b.pair(ctx, s, n); err != nil {
 				return err

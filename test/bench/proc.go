@@ -10,9 +10,10 @@ import (
 	"time"
 )
 
-// usage is what a tool and its children took, QEMU's own process left out.
+// usage is what a tool and its children took, QEMU's own process counted apart.
 type usage struct {
 	CPU    float64 `json:"cpu_seconds"`
+	QEMU   float64 `json:"qemu_cpu_seconds"`
 	Memory int64   `json:"memory_bytes"` // largest sum of PSS seen: a page that processes share counts once
 }
 
@@ -184,7 +185,9 @@ func sample(root int) *sampler {
 			case <-s.stop:
 			}
 			for _, p := range seen {
-				if !isQEMU(p.comm) {
+				if isQEMU(p.comm) {
+					s.use.QEMU += float64(p.ticks) / clockTick
+				} else {
 					s.use.CPU += float64(p.ticks) / clockTick
 				}
 			}

@@ -23,10 +23,11 @@ type scenario struct {
 
 func scenarios() []scenario {
 	return []scenario{
-		{"real", "the real template: first build, nothing changed, last step changed, first step changed, another template", rebakeReal, packerOf("real"), 1},
+		{"real", "the real template: first build, nothing changed, last step changed, first step changed; then trivial on the same base", rebakeReal, packerOf("real"), 1},
 		{"trivial", "the same of the trivial template", rebakeTrivial, packerOf("trivial"), 1},
 		{"files", "a file of 100 MB, 1,000 files of 2 KiB, loopback", rebakeFiles, packerOf("files"), 1},
 		{"netem", "the same with a round trip of " + roundTrip, rebakeSlow, packerSlow, 1},
+		{"another", "real on a base that trivial booted", rebakeAnother, nil, 2},
 		{"tests", "rebake's test stage, which Packer has not", rebakeTests, nil, 2},
 	}
 }
@@ -99,8 +100,14 @@ func rebakeTrivial(ctx context.Context, r round) error {
 		build("first build", "0", true),
 		build("nothing changed", "0", false),
 		build("last step changed", "1", true),
-		{name: "real: another template on the base", rebakeBuild: rebakeBuild{template: "real", changed: true, vars: map[string]string{"release": "1", "change": "0"}}},
 	})
+}
+
+// rebakeAnother: what Packer takes for it is known from the same round.
+func rebakeAnother(ctx context.Context, r round) error {
+	trivial := rebakeBuild{template: "trivial", changed: true, vars: map[string]string{"release": "2"}}
+	real := rebakeBuild{template: "real", changed: true, vars: map[string]string{"release": "2", "change": "0"}}
+	return r.builds(ctx, "another", []namedBuild{{name: "another: that boots the base", rebakeBuild: trivial}, {name: "real: another template on the base", rebakeBuild: real}})
 }
 
 func rebakeFiles(ctx context.Context, r round) error {

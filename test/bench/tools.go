@@ -127,11 +127,13 @@ func (b *bench) packerEnv() []string {
 		"CHECKPOINT_DISABLE=1", "TMPDIR=" + filepath.Join(b.work, "packer", "tmp")}
 }
 
+var logName = strings.NewReplacer(" ", "-", ":", "")
+
 // record measures a command into r.
 func (b *bench) record(ctx context.Context, r *run, c command) (err error) {
 	r.Began, r.Load = time.Now(), loadAverage()
 	r.Command = strings.ReplaceAll(strings.Join(c.args, " "), b.work+"/", "")
-	c.log = filepath.Join(b.work, "logs", fmt.Sprintf("%02d-%s-%s.log", r.Round, r.Tool, strings.ReplaceAll(r.Scenario, " ", "-")))
+	c.log = filepath.Join(b.work, "logs", fmt.Sprintf("%02d-%s-%s.log", r.Round, r.Tool, logName.Replace(r.Scenario)))
 	if r.Seconds, r.Usage, err = measure(ctx, c); err != nil {
 		return fmt.Errorf("%s, %s, round %d: %w", r.Scenario, r.Tool, r.Round, err)
 	}
