@@ -46,10 +46,12 @@ for k in "$R"/etc/ssh/ssh_host_*_key "$R"/etc/dropbear/*_host_key; do [ ! -e "$k
 		},
 		{
 			ID: "random-seed", Describe: "no two instances start from the same random seed",
-			// The seed is written again at shutdown, unless the unit is told not to.
-			Fix: `rm -f "$R"/var/lib/systemd/random-seed "$R"/var/lib/urandom/random-seed "$R"/var/lib/random-seed "$R"/var/lib/seedrng/seed* "$R"/boot/loader/random-seed "$R"/boot/efi/loader/random-seed "$R"/efi/loader/random-seed
-if [ -d "$R/run/systemd/system" ]; then d="$R/run/systemd/system/systemd-random-seed.service.d"; mkdir -p "$d"; printf '[Service]\nExecStop=\n' >"$d/seal.conf"; ! live || systemctl daemon-reload; fi`,
-			Check: `none "$R"/var/lib/systemd/random-seed "$R"/var/lib/urandom/random-seed "$R"/boot/loader/random-seed "$R"/boot/efi/loader/random-seed "$R"/efi/loader/random-seed`,
+			// The unit writes the seed when it stops, which must not be at the shutdown
+			// (and not by a drop-in: daemon-reload takes seconds in a slow guest).
+			Fix: `if live && [ -d /run/systemd/system ]; then systemctl stop systemd-random-seed.service; fi
+rm -f "$R"/var/lib/systemd/random-seed "$R"/var/lib/urandom/random-seed "$R"/var/lib/random-seed "$R"/var/lib/seedrng/seed* "$R"/boot/loader/random-seed "$R"/boot/efi/loader/random-seed "$R"/efi/loader/random-seed`,
+			Check: `none "$R"/var/lib/systemd/random-seed "$R"/var/lib/urandom/random-seed "$R"/boot/loader/random-seed "$R"/boot/efi/loader/random-seed "$R"/efi/loader/random-seed || exit 1
+! live || [ ! -d /run/systemd/system ] || ! systemctl -q is-active systemd-random-seed.service || { echo "systemd-random-seed would write a seed at shutdown"; exit 1; }`,
 		},
 		{
 			ID: "credential-secret", Describe: "the key of encrypted systemd credentials is each instance's own",
@@ -76,7 +78,7 @@ rm -rf "$R"/var/lib/apt/lists/* "$R"/var/cache/apt/*.bin "$R"/var/cache/apt/arch
 		},
 		{
 			ID: "backups", Describe: "no old copies of the account files",
-			Fix:   `for f in passwd shadow group gshadow subuid subgid; do rm -f "$R/etc/$f-"; done`,
+			Fix:   `rm -f "$R"/etc/passwd- "$R"/etc/shadow- "$R"/etc/group- "$R"/etc/gshadow- "$R"/etc/subuid- "$R"/etc/subgid-`,
 			Check: `none "$R"/etc/passwd- "$R"/etc/shadow- "$R"/etc/group- "$R"/etc/gshadow- "$R"/etc/subuid- "$R"/etc/subgid-`,
 		},
 		{
@@ -86,8 +88,8 @@ rm -rf "$R"/var/lib/apt/lists/* "$R"/var/cache/apt/*.bin "$R"/var/cache/apt/arch
 		},
 		{
 			ID: "leftovers", Describe: "no shell history, mail, crash dumps or temporary files",
-			Fix: `homes | while IFS= read -r h; do for f in .bash_history .ash_history .sh_history .python_history .viminfo .lesshst .wget-hsts; do rm -f "$h/$f"; done; done
-for f in "$R"/tmp/* "$R"/tmp/.[!.]* "$R"/var/tmp/* "$R"/var/tmp/.[!.]* "$R"/var/crash/* "$R"/var/lib/systemd/coredump/* "$R"/var/mail/* "$R"/var/spool/mail/*; do case $f in */systemd-private-*|*/.X11-unix|*/.ICE-unix|*/.XIM-unix|*/.font-unix|*/.Test-unix) ;; *) rm -rf "$f";; esac; done`,
+			Fix: `homes | while IFS= read -r h; do for f in .bash_history .ash_history .sh_history .python_history .viminfo .lesshst .wget-hsts; do [ ! -e "$h/$f" ] || rm -f "$h/$f"; done; done
+for f in "$R"/tmp/* "$R"/tmp/.[!.]* "$R"/var/tmp/* "$R"/var/tmp/.[!.]* "$R"/var/crash/* "$R"/var/lib/systemd/coredump/* "$R"/var/mail/* "$R"/var/spool/mail/*; do case $f in */systemd-private-*|*/.X11-unix|*/.ICE-unix|*/.XIM-unix|*/.font-unix|*/.Test-unix) ;; *) [ ! -e "$f" ] && [ ! -L "$f" ] || rm -rf "$f";; esac; done`,
 			Check: `homes | { while IFS= read -r h; do [ ! -s "$h/.bash_history" ] || { echo "$h/.bash_history is there"; exit 1; }; done; }`,
 		},
 		{
@@ -138,7 +140,7 @@ mkdir -p "$R/var/lib/rebake" && chmod 755 "$R/var/lib/rebake" && echo "build-key
 const hostKeys = `[ -e "$R/etc/ssh/sshd_config" ] || [ -d "$R/etc/dropbear" ] || ls "$R"/etc/ssh/ssh_host_*_key >/dev/null 2>&1`
 
 // hostKeysFix sees to it that something makes new keys before it removes the old.
-const hostKeysFix = `makes_keys || if [ -d "$R/run/systemd/system" ]; then
+const hostKeysFix = `if makes_keys; then :; else if [ -d "$R/run/systemd/system" ]; then
   mkdir -p "$R/etc/systemd/system/multi-user.target.wants"
   cat >"$R/etc/systemd/system/rebake-ssh-host-keys.service" <<'UNIT'
 [Unit]
@@ -154,8 +156,7 @@ ExecStart=/usr/bin/env ssh-keygen -A
 WantedBy=multi-user.target
 UNIT
   ln -sf ../rebake-ssh-host-keys.service "$R/etc/systemd/system/multi-user.target.wants/rebake-ssh-host-keys.service"
-fi
-makes_keys && rm -f "$R"/etc/ssh/ssh_host_*_key "$R"/etc/ssh/ssh_host_*_key.pub "$R"/etc/dropbear/*_host_key "$R"/etc/dropbear/*_host_key.pub`
+fi; makes_keys; fi && rm -f "$R"/etc/ssh/ssh_host_*_key "$R"/etc/ssh/ssh_host_*_key.pub "$R"/etc/dropbear/*_host_key "$R"/etc/dropbear/*_host_key.pub`
 
 const hostKeysCheck = `makes_keys || { echo "nothing in this guest makes new SSH host keys: start sshd after ssh-keygen -A, or dropbear with -R"; exit 1; }
 none "$R"/etc/ssh/ssh_host_*_key "$R"/etc/dropbear/*_host_key`
@@ -164,7 +165,7 @@ none "$R"/etc/ssh/ssh_host_*_key "$R"/etc/dropbear/*_host_key`
 var functions = strings.TrimSpace(`
 live() { [ -z "$R" ]; }
 none() { for n; do [ ! -e "$n" ] && [ ! -L "$n" ] || { echo "$n is there"; return 1; }; done; }
-homes() { { echo /root; cut -d: -f6 "$R/etc/passwd"; } | sort -u | while IFS= read -r h; do case $h in ""|/) ;; *) [ ! -d "$R$h" ] || echo "$R$h";; esac; done; }
+homes() { seen=" "; { echo ":::::/root:"; cat "$R/etc/passwd"; } | while IFS=: read -r _ _ _ _ _ h _; do case $h in ""|/) ;; *) case $seen in *" $h "*) ;; *) seen="$seen$h "; [ ! -d "$R$h" ] || echo "$R$h";; esac;; esac; done; }
 keyfiles() { l=; for h in $(homes); do for f in "$h"/.ssh/authorized_keys "$h"/.ssh/authorized_keys2; do [ ! -f "$f" ] || l="$l $f"; done; done
   for f in "$R"/etc/ssh/authorized_keys.d/* "$R"/etc/ssh/authorized_keys/* "$R"/etc/dropbear/authorized_keys; do [ ! -f "$f" ] || l="$l $f"; done; echo $l; }
 makes_keys() {
