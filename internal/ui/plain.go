@@ -28,29 +28,29 @@ type plain struct {
 	progress map[uint64]time.Time // when it was last told
 	failed   map[uint64]string    // by parent: the error of a child, already told
 	root     map[uint64]string    // name of the outermost step of each that runs
-	roots    int                  // outermost steps that run
+	trees    map[string]bool      // outermost steps that run and have steps in them
 }
 
 func (p *plain) print(e event.Event) error {
 	if p.began.IsZero() {
 		p.began = e.Time
 		p.progress, p.failed, p.root = map[uint64]time.Time{}, map[uint64]string{}, map[uint64]string{}
+		p.trees = map[string]bool{}
 	}
 	name := clean(e.Name)
 	switch e.Kind {
 	case event.Start:
 		if p.root[e.Task] = name; p.root[e.Parent] != "" {
 			p.root[e.Task] = p.root[e.Parent]
-		} else {
-			p.roots++
+			p.trees[p.root[e.Task]] = true
 		}
 	case event.End:
-		if p.root[e.Parent] == "" && p.root[e.Task] != "" {
-			defer func() { p.roots-- }()
-		}
 		defer delete(p.root, e.Task)
+		if p.root[e.Parent] == "" {
+			defer delete(p.trees, name)
+		}
 	}
-	if root := p.root[e.Task]; p.roots > 1 && root != "" && root != name {
+	if root := p.root[e.Task]; len(p.trees) > 1 && root != "" && root != name {
 		name = root + " › " + name // of several that run at once
 	}
 	switch e.Kind {

@@ -203,6 +203,7 @@ func TestPlainLinesSayWhichOfSeveralTheyAreOf(t *testing.T) {
 		{Kind: event.Start, Task: 3, Name: "bake b"},
 		{Kind: event.Start, Task: 4, Parent: 3, Name: "boot"},
 		{Kind: event.Start, Task: 5, Parent: 4, Name: "deep"},
+		{Kind: event.Start, Task: 6, Name: "alone"},
 		{Kind: event.Output, Task: 4, Name: "boot", Text: "hello"},
 		{Kind: event.End, Task: 1, Name: "bake a"},
 		{Kind: event.End, Task: 4, Parent: 3, Name: "boot"},
@@ -214,7 +215,7 @@ func TestPlainLinesSayWhichOfSeveralTheyAreOf(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{"bake a: started", "boot: started", "bake b: started", "bake b › boot: started", "bake b › deep: started",
-		"bake b › boot | hello", "bake a: done in 0ms", "boot: done in 0ms"}
+		"alone: started", "bake b › boot | hello", "bake a: done in 0ms", "boot: done in 0ms"}
 	for i, line := range strings.Split(strings.TrimSpace(b.String()), "\n") {
 		if got := strings.TrimSpace(line)[len("0.0s  "):]; i >= len(want) || got != want[i] {
 			t.Errorf("line %d is %q", i, got)
