@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -209,12 +210,12 @@ func addFiles(in *artifact.Inputs, s template.Step, dir string) error {
 		if filepath.IsAbs(pattern) || strings.Contains(pattern, "..") && !filepath.IsLocal(pattern) {
 			return s.Block.Errorf(at, "inputs: %s is not below the template's directory", pattern)
 		}
-		found, err := filepath.Glob(filepath.Join(dir, filepath.FromSlash(pattern)))
+		found, err := fs.Glob(os.DirFS(dir), path.Clean(filepath.ToSlash(pattern))) // dir itself is no pattern
 		if err != nil || len(found) == 0 {
 			return s.Block.Errorf(at, "inputs: nothing matches %s below %s", pattern, dir)
 		}
 		for _, root := range found {
-			if err := addTree(in, dir, root); err != nil {
+			if err := addTree(in, dir, filepath.Join(dir, filepath.FromSlash(root))); err != nil {
 				return s.Block.Errorf(at, "inputs: %v", err)
 			}
 		}
@@ -298,6 +299,16 @@ func (k *bake) usable(ctx context.Context, cp builder.Checkpointer, links []link
 		return nil
 	}
 	return &saved{Checkpoint: c, at: at, trail: trail}
+}
+
+// outdates says whether this build was told not to go on from a checkpoint that
+// the next one would find: then it makes a newer one.
+func (k *bake) outdates(ctx context.Context, cp builder.Checkpointer, key artifact.Digest) bool {
+	if !k.opts.NoCache && k.opts.NoCacheFrom == "" {
+		return false
+	}
+	_, ok, err := cp.Find(ctx, key)
+	return ok && err == nil
 }
 
 func (k *bake) warnOnce(ctx context.Context, text string) {

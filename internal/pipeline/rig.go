@@ -111,7 +111,9 @@ func (k *bake) goOn(ctx context.Context, id string, from *saved, at link) (*rig,
 		return r, err
 	}
 	if !from.Memory {
+		r.cost = 0 // it booted: the next one need not
 		r.tryWake(ctx)
+		r.save(ctx)
 		return r, nil
 	}
 	r.memory = true
@@ -195,11 +197,11 @@ func (k *bake) pause(ctx context.Context, r *rig, s step, b breakpoint) error {
 // longer than saving it. No failure of it is one of the build.
 func (r *rig) save(ctx context.Context) {
 	cp, ok := r.k.checkpoints()
-	if !ok || r.silent || ctx.Err() != nil || r.unsaved < r.cost {
+	if !ok || r.silent || ctx.Err() != nil || r.unsaved < r.cost && !r.k.outdates(ctx, cp, r.trail[r.at()].Key) {
 		return
 	}
 	links, _ := r.k.chain()
-	if r.k.usable(ctx, cp, links[:r.at()+1]) != nil { // another build was faster
+	if have := r.k.usable(ctx, cp, links[:r.at()+1]); have != nil && (have.Memory || !r.memory) { // another build was faster
 		r.cost, r.unsaved = max(r.cost, firstCost), 0
 		return
 	}

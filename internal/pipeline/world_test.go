@@ -6,20 +6,24 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/builder"
+	"github.com/rebake/rebake/internal/cache"
 	"github.com/rebake/rebake/internal/check"
 	"github.com/rebake/rebake/internal/event"
 	"github.com/rebake/rebake/internal/pipeline"
 	"github.com/rebake/rebake/internal/state"
 	"github.com/rebake/rebake/internal/template"
 	"github.com/rebake/rebake/provisioner"
+	"github.com/rebake/rebake/provisioner/breakpoint"
 	"github.com/rebake/rebake/provisioner/file"
 	"github.com/rebake/rebake/provisioner/shell"
 	"github.com/rebake/rebake/test/fake"
@@ -32,27 +36,77 @@ type world struct {
 	env pipeline.Env
 	// before is asked by every builder that the pipeline makes.
 	before func(ctx context.Context, op, id string) error
+	// told is told every event.
+	told func(event.Event)
+	time *clock // nil: this computer's
 
 	mu     sync.Mutex
 	events []event.Event
 	red    event.Redactor
 }
 
-// none is the config of the fake builder.
-type none struct {
-	Motd string `yaml:"motd"`
+// clock stands still until it is moved.
+type clock struct{ atomic.Int64 }
+
+func (c *clock) now() time.Time           { return time.Unix(0, c.Load()) }
+func (c *clock) forward(by time.Duration) { c.Add(int64(by)) }
+
+// stop gives the world a clock that stands still, but for two seconds in each
+// step: the state after it is worth to be saved.
+func (w *world) stop() *clock {
+	w.time = new(clock)
+	w.time.Store(time.Now().UnixNano())
+	w.env.Now = w.time.now
+	w.told = func(e event.Event) {
+		if e.Kind == event.Start && strings.HasPrefix(e.Name, "provision: ") {
+			w.time.forward(2 * time.Second)
+		}
+	}
+	return w.time
 }
+
+// config is that of the fake builder.
+type config struct {
+	Motd   string `yaml:"motd"`
+	Image  string `yaml:"image"`
+	Memory int64  `yaml:"memory"`
+	Plain  bool   `yaml:"plain"` // it makes no checkpoints
+	Old    bool   `yaml:"old"`   // its guests cannot be reseeded
+}
+
+// based is a fake builder whose base is an image.
+type based struct {
+	*fake.Builder
+	config
+	store artifact.Store
+}
+
+func (b based) Parent() string { return b.Image }
+func (b based) Memory() int64  { return b.config.Memory }
+
+// Key implements builder.Builder: the base is the image that there is now.
+func (b based) Key(ctx context.Context) (artifact.Inputs, error) {
+	img, err := b.store.Resolve(ctx, artifact.Ref{Name: b.Image, Tag: "latest"})
+	if err != nil {
+		return "", err
+	}
+	b.Base = map[string]string{"etc/motd": string(img.Digest)}
+	return b.Builder.Key(ctx)
+}
+
+// plain is a builder and no more.
+type plain struct{ builder.Builder }
 
 func newWorld(t testing.TB, dir string, store artifact.Store) *world {
 	w := &world{t: t, dir: dir}
 	w.env = pipeline.Env{State: state.Dir(dir), Store: store, Version: "test", Backends: pipeline.Backends{
 		Kinds: template.Kinds{
-			Builders:     map[string]func() any{"fake": func() any { return new(none) }},
-			Provisioners: map[string]func() any{"shell": func() any { return new(shell.Config) }, "file": func() any { return new(file.Config) }},
+			Builders:     map[string]func() any{"fake": func() any { return new(config) }},
+			Provisioners: map[string]func() any{"shell": func() any { return new(shell.Config) }, "file": func() any { return new(file.Config) }, "breakpoint": func() any { return new(breakpoint.Config) }},
 			Checks:       check.Kinds(),
 		},
 		Builder: func(_ pipeline.Env, b template.Build) (builder.Builder, error) {
-			var cfg none
+			var cfg config
 			if err := b.Block.Decode(&cfg); err != nil {
 				return nil, err
 			}
@@ -66,9 +120,23 @@ func newWorld(t testing.TB, dir string, store artifact.Store) *world {
 			if cfg.Motd != "" {
 				fb.Base = map[string]string{"etc/motd": cfg.Motd}
 			}
+			if cfg.Old {
+				fb.Base = map[string]string{"etc/no-reseed": ""}
+			}
+			switch {
+			case cfg.Plain:
+				return plain{fb}, nil
+			case cfg.Image != "" || cfg.Memory > 0:
+				return based{fb, cfg, store}, nil
+			}
 			return fb, nil
 		},
 		Provisioner: func(s template.Step, e pipeline.StepEnv) (provisioner.Provisioner, error) {
+			if s.Kind == "breakpoint" {
+				var cfg breakpoint.Config
+				err := s.Block.Decode(&cfg)
+				return breakpoint.New(cfg), err
+			}
 			if s.Kind == "file" {
 				var cfg file.Config
 				if err := s.Block.Decode(&cfg); err != nil {
@@ -107,7 +175,8 @@ func newWorld(t testing.TB, dir string, store artifact.Store) *world {
 				return w.builder().Destroy(ctx, id)
 			}
 		},
-		Sweep: func(context.Context, pipeline.Env) ([]string, error) { return nil, nil },
+		Sweep:  func(context.Context, pipeline.Env) ([]string, error) { return w.builder().Sweep() },
+		Cached: func(pipeline.Env, []artifact.Digest) ([]cache.Entry, error) { return w.builder().Cached() },
 	}}
 	return w
 }
@@ -137,7 +206,12 @@ provision:
 
 func (w *world) load(text string, vars ...string) *template.Template {
 	w.t.Helper()
-	path := filepath.Join(w.t.TempDir(), "web.yaml")
+	return w.loadIn(w.t.TempDir(), text, vars...)
+}
+
+func (w *world) loadIn(dir, text string, vars ...string) *template.Template {
+	w.t.Helper()
+	path := filepath.Join(dir, "web.yaml")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		w.t.Fatal(err)
 	}
@@ -155,6 +229,9 @@ func (w *world) record(ctx context.Context, more ...event.Sink) context.Context 
 		w.mu.Lock()
 		w.events = append(w.events, e)
 		w.mu.Unlock()
+		if w.told != nil {
+			w.told(e)
+		}
 		for _, s := range more {
 			s(e)
 		}
@@ -197,6 +274,32 @@ func (w *world) said() string {
 	}
 	return b.String()
 }
+
+// ran lists the steps that were begun, with "boot" or "after STEP" before them,
+// since it was last called.
+func (w *world) ran() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var names []string
+	for _, e := range w.events {
+		if e.Kind != event.Start {
+			continue
+		}
+		if name, ok := strings.CutPrefix(e.Name, "provision: "); ok {
+			names = append(names, name)
+		}
+		if strings.HasPrefix(e.Name, "boot fake") {
+			names = append(names, "boot")
+		}
+		if m := wentOn.FindStringSubmatch(e.Name); m != nil {
+			names = append(names, m[1]+" "+m[2])
+		}
+	}
+	w.events = nil
+	return strings.Join(names, ", ")
+}
+
+var wentOn = regexp.MustCompile(`^(?:go on|boot as it was) (after) "(.*)"`)
 
 // began tells whether a task of that name was started.
 func (w *world) began(name string) bool {
