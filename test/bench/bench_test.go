@@ -354,3 +354,23 @@ func TestTemplatesOfBothToolsHaveTheSameSteps(t *testing.T) {
 		})
 	}
 }
+
+func TestAnInterruptedBenchmarkGoesOn(t *testing.T) {
+	p := results(t, []float64{40}, []float64{100})
+	p.machine, p.checksum, p.bootWait, p.sittings = []fact{{"rebake", "1.0"}}, "sha256:ab", "1s", 1
+	if err := p.save("real, round 1"); err != nil {
+		t.Fatal(err)
+	}
+	q := results(t, nil, nil)
+	q.work, q.machine, q.checksum = p.work, []fact{{"rebake", "1.0"}}, "sha256:ab"
+	if err := q.resume(); err != nil {
+		t.Fatal(err)
+	}
+	if !q.did("real, round 1") || q.did("real, round 2") || len(q.runs) != 2 || q.bootWait != "1s" || q.sittings != 2 {
+		t.Errorf("%+v %+v", q.done, q.runs)
+	}
+	q.machine = []fact{{"rebake", "1.1"}}
+	if err := q.resume(); err == nil || !strings.Contains(err.Error(), "begin anew") {
+		t.Errorf("another rebake: %v", err)
+	}
+}

@@ -29,6 +29,7 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "scenarios to run, with commas between: real, trivial, files, netem, another, tests")
 	flag.StringVar(&o.work, "work", ".cache/bench", "folder of everything but the page; the base disk in it is kept for the next run")
 	flag.StringVar(&o.page, "page", "docs/benchmarks.md", "the page to write")
+	flag.BoolVar(&o.again, "continue", false, "go on with what an interrupted run has not measured")
 	flag.DurationVar(&o.budget, "budget", 0, "begin nothing more after so long; the page says that it is not a full run")
 	flag.StringVar(&o.bootWait, "boot-wait", "", "Packer's boot_wait, instead of finding out which is best")
 	flag.Parse()
@@ -45,6 +46,7 @@ type options struct {
 	rebake, only, work, page, bootWait string
 	pairs                              int
 	budget                             time.Duration
+	again                              bool
 }
 
 // pick are the scenarios that were asked for.
@@ -88,7 +90,7 @@ func measureAll(ctx context.Context, o options) (err error) {
 		return errors.Join(err, fmt.Errorf("another benchmark works in %s", b.work))
 	}
 	defer lock.Close()
-	page := page{bench: b, options: o, chosen: chosen}
+	page := page{bench: b, options: o, chosen: chosen, sittings: 1}
 	if page.machine, err = b.describe(ctx); err != nil {
 		return err
 	}
@@ -96,8 +98,13 @@ func measureAll(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.proxy.close()) }()
-	if err := errors.Join(os.RemoveAll(filepath.Join(b.work, "logs")), os.RemoveAll(filepath.Join(b.work, "homes")), os.RemoveAll(filepath.Join(b.work, "packer"))); err != nil {
+	if err := errors.Join(os.RemoveAll(filepath.Join(b.work, "homes")), os.RemoveAll(filepath.Join(b.work, "packer"))); err != nil {
 		return err
+	}
+	if !o.again {
+		if err := os.RemoveAll(filepath.Join(b.work, "logs")); err != nil {
+			return err
+		}
 	}
 	if err := errors.Join(b.makeInput(), b.makeKeys()); err != nil {
 		return err
@@ -105,17 +112,27 @@ func measureAll(ctx context.Context, o options) (err error) {
 	if err := b.makeBase(ctx); err != nil {
 		return err
 	}
-	if _, err := b.makeSeedHome(ctx); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(filepath.Join(b.work, "homes"))) }()
-	if b.bootWait = o.bootWait; b.bootWait == "" {
-		if err := b.tunePacker(ctx, min(3, o.pairs)); err != nil {
+	if o.again {
+		if err := page.resume(); err != nil {
 			return err
 		}
 	}
-	if err := b.commands(ctx); err != nil {
+	defer func() { err = errors.Join(err, os.RemoveAll(filepath.Join(b.work, "homes"))) }()
+	if _, err := b.makeSeedHome(ctx); err != nil {
 		return err
+	}
+	if !page.did("commands") {
+		if b.bootWait = o.bootWait; b.bootWait == "" {
+			if err := b.tunePacker(ctx, min(3, o.pairs)); err != nil {
+				return err
+			}
+		}
+		if err := errors.Join(b.commands(ctx), ctx.Err()); err != nil {
+			return err
+		}
+		if err := page.save("commands"); err != nil {
+			return err
+		}
 	}
 	if slices.ContainsFunc(chosen, func(s scenario) bool { return s.name == "netem" }) {
 		b.slow, err = slowNetwork(ctx)
@@ -131,7 +148,8 @@ func measureAll(ctx context.Context, o options) (err error) {
 	}
 	for n := 1; n <= o.pairs; n++ {
 		for _, s := range chosen {
-			if (n-1)%s.every != 0 {
+			name := fmt.Sprintf("%s, round %d", s.name, n)
+			if (n-1)%s.every != 0 || page.did(name) {
 				continue
 			}
 			if o.budget > 0 && time.Since(began) > o.budget {
@@ -141,9 +159,9 @@ func measureAll(ctx context.Context, o options) (err error) {
 			if err := b.pair(ctx, s, n); err != nil {
 				return err
 			}
-		}
-		if err := page.write(); err != nil { // a run that is interrupted has its page
-			return err
+			if err := page.save(name); err != nil { // a run that is interrupted has its page
+				return err
+			}
 		}
 	}
 	return nil
@@ -230,9 +248,7 @@ func (b *bench) commands(ctx context.Context) (err error) {
 			if err := b.record(ctx, &r, command{args: c.args, dir: input, env: append(b.packerEnv(), "REBAKE_HOME="+home)}); err != nil {
 				return err
 			}
-			if err := b.keep(r); err != nil {
-				return err
-			}
+			b.runs = append(b.runs, r)
 		}
 	}
 	return nil

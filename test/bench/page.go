@@ -15,15 +15,20 @@ import (
 // page is docs/benchmarks.md.
 type page struct {
 	*bench
-	options options
-	chosen  []scenario
-	machine []fact
-	noSlow  string // why the slow network was not measured
-	out     bytes.Buffer
+	options  options
+	chosen   []scenario
+	machine  []fact
+	sittings int      // more than one: it was interrupted
+	done     []string // names of what is measured
+	noSlow   string   // why the slow network was not measured
+	out      bytes.Buffer
 }
 
 // fact is a line about the machine.
-type fact struct{ what, value string }
+type fact struct {
+	What  string `json:"what"`
+	Value string `json:"value"`
+}
 
 // measured finds numbers among the runs.
 type measured struct {
@@ -203,9 +208,12 @@ func (p *page) head() {
 	if rounds < 5 {
 		p.printf("\n> **Not a full run**: %d rounds; a full one has at least 5.\n", rounds)
 	}
+	if p.sittings > 1 {
+		p.printf("\nMeasured in %d sittings (-continue), with one binary; the two of a pair are always of one sitting.\n", p.sittings)
+	}
 	p.printf("\n| machine | |\n|---|---|\n")
 	for _, f := range p.machine {
-		p.printf("| %s | %s |\n", f.what, f.value)
+		p.printf("| %s | %s |\n", f.What, f.Value)
 	}
 	p.printf("| load when a run began | %s |\n", p.loads())
 	p.printf(`

@@ -69,7 +69,8 @@ func (b *bench) rebakeBuild(ctx context.Context, scenario string, round int, k r
 	if k.changed {
 		r.Stored = lines.result[0].Image.StoredNew
 	}
-	return r, b.keep(r)
+	b.runs = append(b.runs, r)
+	return r, nil
 }
 
 // packerBuild is one `packer build`.
@@ -118,7 +119,8 @@ func (b *bench) packerBuild(ctx context.Context, scenario string, round int, k p
 	if err != nil {
 		return r, err
 	}
-	return r, b.keep(r)
+	b.runs = append(b.runs, r)
+	return r, nil
 }
 
 // packerEnv: its folders are the benchmark's own, and it asks no server whether it is new.
@@ -139,10 +141,4 @@ func (b *bench) record(ctx context.Context, r *run, c command) (err error) {
 	}
 	b.note("%-7s %-40s round %d  %7.2f s   load %s", r.Tool, r.Scenario, r.Round, r.Seconds, r.Load)
 	return nil
-}
-
-// keep writes down every run as it ends.
-func (b *bench) keep(r run) error {
-	b.runs = append(b.runs, r)
-	return writeJSON(filepath.Join(b.work, "runs.json"), b.runs)
 }
