@@ -8,7 +8,7 @@ import (
 // occupied is what a file takes of its disk, holes left out.
 func occupied(info fs.FileInfo) int64 {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		return int64(st.Blocks) * 512
+		return st.Blocks * 512
 	}
 	return info.Size()
 }

@@ -107,7 +107,7 @@ func (b *Builder) Prepare(ctx context.Context) (builder.Base, error) {
 	if err != nil {
 		return base, err
 	}
-	defer os.RemoveAll(tmp)
+	defer func() { _ = os.RemoveAll(tmp) }() // the test's own directory goes anyway
 	for name, data := range b.files() {
 		p := filepath.Join(tmp, name)
 		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
