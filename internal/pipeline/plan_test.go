@@ -39,12 +39,12 @@ func TestAPlanSaysWhy(t *testing.T) {
 		why              string
 		field, was, is   string
 	}{
-		{name: "nothing changed", text: first, step: "c", cached: true, why: "ran 3s ago", wait: time.Second},
+		{name: "nothing changed", text: first, step: "c", cached: true, why: "ran 1s ago", wait: time.Second},
 		{name: "the boot", text: first, step: "boot", cached: true, why: "ran 7s ago", wait: time.Second},
 		{name: "a script changed", text: steps(a, sh("b", "echo B"), c), step: "b", why: "changed: inline", field: "inline", was: "echo b", is: "echo B"},
 		{name: "before it", text: steps(a, sh("b", "echo B"), c), step: "a", cached: true, why: "ago"},
 		{name: "after it", text: steps(a, sh("b", "echo B"), c), step: "c", why: `comes after "b", which changed`},
-		{name: "another kind", text: steps(a, "breakpoint: {name: b, disable: true}"), step: "b", why: "changed", field: "inline", was: "echo b"},
+		{name: "another kind", text: steps(a, "breakpoint: {name: b, disable: true}"), step: "b", why: "it is of another kind"},
 		{name: "an environment more", text: steps(a, sh("b", "echo b", "env: {A: x}")), step: "b", why: "changed: env A", field: "env A", is: "x"},
 		{name: "another base", text: on("motd: hello", a), step: "boot", why: "changed: file etc/motd", field: "file etc/motd", is: "hello"},
 		{name: "one step more", text: steps(a, b, c, sh("d", "echo d")), step: "d", why: "it did not run yet"},
