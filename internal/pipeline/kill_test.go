@@ -49,9 +49,13 @@ func bakeAsProcess(home string) {
 	defer t.cleanUp()
 	w := newWorld(t, home, store)
 	var mu sync.Mutex
+	seen, saves := map[string]int{}, os.Getenv(savingBaker) != ""
 	boundary := func(what string) {
 		mu.Lock()
 		defer mu.Unlock()
+		if seen[what]++; saves && seen[what] > 1 {
+			what = fmt.Sprintf("%s #%d", what, seen[what])
+		}
 		fmt.Println("at", what)
 		if what == os.Getenv(haltAt) {
 			select {} // holding the lock: nothing more is told, other goroutines go on until they tell something
@@ -77,7 +81,14 @@ func bakeAsProcess(home string) {
 		}
 	}, &w.red)
 	tpl := w.load(slow(sleep), "release="+os.Getenv(haltAt)) // nothing of it is saved yet
-	if _, err := pipeline.Bake(ctx, w.env, tpl, pipeline.BakeOptions{Force: true, NoCache: true}); err != nil {
+	o := pipeline.BakeOptions{Force: true, NoCache: true}
+	if saves {
+		tpl, o = w.load(savingText), pipeline.BakeOptions{SkipTest: true}
+		w.stop()
+		tick := w.told
+		ctx = event.Tee(ctx, tick)
+	}
+	if _, err := pipeline.Bake(ctx, w.env, tpl, o); err != nil {
 		fmt.Println("failed:", err)
 		return
 	}

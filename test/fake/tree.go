@@ -145,7 +145,9 @@ func (t tree) unpack(r io.Reader) error {
 		mode := fs.FileMode(h.Mode).Perm()
 		switch h.Typeflag {
 		case tar.TypeDir:
-			err = t.Mkdir(h.Name, mode|0o700)
+			if err = t.Mkdir(h.Name, mode|0o700); err == nil {
+				err = t.Chmod(h.Name, mode|0o700) // whatever the umask
+			}
 		case tar.TypeSymlink:
 			err = t.Symlink(h.Linkname, h.Name)
 		default:
