@@ -52,7 +52,7 @@ for p in "${parts[@]}"; do
 done
 # The busybox package is smaller than busybox-static and takes its place.
 busybox=$root/usr/bin/busybox
-if [[ $system == Linux && -e $busybox ]] && ! "$busybox" --list | grep -qx httpd; then
+if [[ $system == Linux && -e $busybox ]] && ! "$busybox" --list | grep -x httpd >/dev/null; then
   missing+=(busybox-static) whats+=("a busybox with httpd (Debian: busybox-static)")
 fi
 

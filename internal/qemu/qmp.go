@@ -111,10 +111,14 @@ func (m *monitor) ask(ctx context.Context, name string, args, into any) error {
 	if !ok {
 		deadline = time.Now().Add(30 * time.Second)
 	}
-	if err := m.conn.SetWriteDeadline(deadline); err != nil {
-		return err
+	err = m.conn.SetWriteDeadline(deadline)
+	if err == nil {
+		_, err = m.conn.Write(append(line, '\n'))
 	}
-	if _, err := m.conn.Write(append(line, '\n')); err != nil {
+	if errors.Is(err, net.ErrClosed) { // by the reader, when QEMU hung up
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
 		return fmt.Errorf("send %s to QEMU: %w", name, err)
 	}
 	t := time.NewTimer(time.Until(deadline))

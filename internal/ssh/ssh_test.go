@@ -93,7 +93,7 @@ func TestConformance(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			conformance.Guest(t, func(t *testing.T) provisioner.Guest {
 				return dial(t, serve(t, change), ssh.Options{})
-			}, conformance.GuestOptions{Dir: func(t *testing.T) string { return filepath.Join(t.TempDir(), "made") }})
+			}, conformance.GuestOptions{Dir: func(t *testing.T) string { return filepath.Join(tempDir(t), "made") }})
 		})
 	}
 }
@@ -221,7 +221,7 @@ func TestManySmallFilesDoNotCostRoundTrips(t *testing.T) {
 	}
 	r := serve(t, func(s *fake.SSHD) { s.Delay = 80 * time.Millisecond })
 	c := dial(t, r, ssh.Options{})
-	dir := t.TempDir()
+	dir := tempDir(t)
 	began, execs := time.Now(), r.Execs()
 	if err := c.Upload(t.Context(), dir, src); err != nil {
 		t.Fatal(err)
@@ -314,4 +314,19 @@ func TestUploadErrorsNameTheFile(t *testing.T) {
 		}
 		cancel()
 	}
+}
+
+// tempDir is removed also where what was uploaded has directories that nobody may write to.
+func tempDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	t.Cleanup(func() {
+		_ = filepath.WalkDir(dir, func(p string, d os.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				err = os.Chmod(p, 0o700)
+			}
+			return err
+		})
+	})
+	return dir
 }

@@ -136,6 +136,7 @@ func (c *Client) uploadTar(ctx context.Context, dst string, src fs.FS, list []en
 
 func writeTar(w io.Writer, src fs.FS, list []entry) error {
 	tw := tar.NewWriter(w)
+	var closed []*tar.Header // directories that not even their owner may write to
 	for _, e := range list {
 		h := &tar.Header{
 			Name: "./" + e.name, Mode: int64(unixMode(e.info.Mode())), ModTime: e.info.ModTime(),
@@ -147,6 +148,11 @@ func writeTar(w io.Writer, src fs.FS, list []entry) error {
 		switch {
 		case e.info.IsDir():
 			h.Typeflag, h.Name = tar.TypeDir, h.Name+"/"
+			if h.Mode&0o700 != 0o700 { // busybox's tar could put nothing in it
+				last := *h
+				closed = append(closed, &last)
+				h.Mode |= 0o700
+			}
 		case e.info.Mode().Type() == fs.ModeSymlink:
 			h.Typeflag, h.Linkname = tar.TypeSymlink, e.link
 		default:
@@ -160,6 +166,11 @@ func writeTar(w io.Writer, src fs.FS, list []entry) error {
 		}
 		if err := copyFile(tw, src, e.name); err != nil {
 			return fmt.Errorf("%s: %w", e.name, err)
+		}
+	}
+	for i := len(closed) - 1; i >= 0; i-- { // from the innermost, once all is in them
+		if err := tw.WriteHeader(closed[i]); err != nil {
+			return err
 		}
 	}
 	return tw.Close()
