@@ -171,6 +171,7 @@ keyfiles() { l=; for h in $(homes); do for f in "$h"/.ssh/authorized_keys "$h"/.
 makes_keys() {
   [ -e "$R/usr/bin/cloud-init" ] && [ ! -e "$R/etc/cloud/cloud-init.disabled" ] && return 0
   for d in "$R/etc/systemd/system" "$R/usr/lib/systemd/system" "$R/lib/systemd/system" "$R/etc/init.d" "$R/etc/inittab" "$R/etc/rc.local" "$R/init" "$R/sbin/init" "$R/etc/rc"; do
+    case $d in "$R/lib/"*) [ ! -L "$R/lib" ] || continue;; esac # seen as /usr/lib
     [ ! -e "$d" ] || ! grep -rqs -e 'ssh-keygen -A' -e 'sshd-keygen' -e 'dropbearkey' -e 'dropbear .*-[A-Za-z]*R' "$d" || return 0
   done
   return 1

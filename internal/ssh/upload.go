@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -115,7 +116,7 @@ func (c *Client) uploadTar(ctx context.Context, dst string, src fs.FS, list []en
 		pw.Close()
 	}()
 	err := c.Run(ctx, provisioner.Cmd{
-		Line: fmt.Sprintf(`command -v tar >/dev/null 2>&1 || exit %d; umask 022; mkdir -p "$D" && cd "$D" && exec tar -xpf -`, noTool),
+		Line: fmt.Sprintf(`command -v tar >/dev/null 2>&1 || exit %d; umask 022; mkdir -p "$D" && cd "$D" && umask 0 && exec tar -xpf -`, noTool),
 		Env:  map[string]string{"D": dst}, Stdin: pr,
 	})
 	pr.Close()
@@ -131,12 +132,34 @@ func (c *Client) uploadTar(ctx context.Context, dst string, src fs.FS, list []en
 	if err == nil && werr != nil && !errors.Is(werr, io.ErrClosedPipe) {
 		err = werr
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return c.closeDirs(ctx, dst, list)
+}
+
+// closeDirs takes from directories what their owner may not do in them, from
+// the innermost, now that all is in them. (A plain user's tar of busybox changes
+// no mode of what is there.)
+func (c *Client) closeDirs(ctx context.Context, dst string, list []entry) error {
+	var script strings.Builder
+	for _, e := range slices.Backward(list) {
+		if m := unixMode(e.info.Mode()); e.info.IsDir() && m&0o700 != 0o700 {
+			fmt.Fprintf(&script, "chmod %o %s || exit\n", m, provisioner.Quote("./"+e.name))
+		}
+	}
+	if script.Len() == 0 {
+		return nil
+	}
+	err := c.Run(ctx, provisioner.Cmd{Line: `cd "$D" && exec /bin/sh`, Env: map[string]string{"D": dst}, Stdin: strings.NewReader(script.String())})
+	if err != nil {
+		return fmt.Errorf("set the modes of directories: %w", err)
+	}
+	return nil
 }
 
 func writeTar(w io.Writer, src fs.FS, list []entry) error {
 	tw := tar.NewWriter(w)
-	var closed []*tar.Header // directories that not even their owner may write to
 	for _, e := range list {
 		h := &tar.Header{
 			Name: "./" + e.name, Mode: int64(unixMode(e.info.Mode())), ModTime: e.info.ModTime(),
@@ -148,11 +171,7 @@ func writeTar(w io.Writer, src fs.FS, list []entry) error {
 		switch {
 		case e.info.IsDir():
 			h.Typeflag, h.Name = tar.TypeDir, h.Name+"/"
-			if h.Mode&0o700 != 0o700 { // busybox's tar could put nothing in it
-				last := *h
-				closed = append(closed, &last)
-				h.Mode |= 0o700
-			}
+			h.Mode |= 0o700 // or a plain user's tar could put nothing in it; closeDirs
 		case e.info.Mode().Type() == fs.ModeSymlink:
 			h.Typeflag, h.Linkname = tar.TypeSymlink, e.link
 		default:
@@ -166,11 +185,6 @@ func writeTar(w io.Writer, src fs.FS, list []entry) error {
 		}
 		if err := copyFile(tw, src, e.name); err != nil {
 			return fmt.Errorf("%s: %w", e.name, err)
-		}
-	}
-	for i := len(closed) - 1; i >= 0; i-- { // from the innermost, once all is in them
-		if err := tw.WriteHeader(closed[i]); err != nil {
-			return err
 		}
 	}
 	return tw.Close()

@@ -48,6 +48,9 @@ case $2 in
 	read -r now && read -r seed && echo "$now $seed" >>'%[1]s/woken'
 	exit $? ;;
 sync) exit 0 ;;
+*'exec tar -xpf -'*) # many files at once: the directory is in $D
+	line=$(printf '%%s\n' "$2" | sed "s#\"\$D\"#\"$root\$D\"#g")
+	exec /bin/sh -c "$line" ;;
 *)
 	line=$(printf '%%s\n' "$2" | sed -E "s#(^|[^A-Za-z0-9_./-])/(etc|root|run|srv|var|www)/#\1$root/\2/#g")
 	exec /bin/sh -c "$line" ;;
