@@ -148,6 +148,7 @@ func outside(t *testing.T, text string) (path string, set func(string)) {
 }
 
 func TestOnlyWhatChangedRuns(t *testing.T) {
+	t.Parallel()
 	w := cached(t)
 	a, b, c := sh("a", "echo a >>log"), sh("b", "echo b >>log"), sh("c", "echo c >>log")
 	w.holds(w.bakes("boot, a, b, c", steps(a, b, c), quick), "root/log", "a\nb\nc\n")
@@ -210,6 +211,7 @@ func TestNoCacheRunsAllAndIsGoneOnFrom(t *testing.T) {
 }
 
 func TestTimeMakesAStateUseless(t *testing.T) {
+	t.Parallel()
 	daily := pipeline.BakeOptions{MaxAge: pipeline.DefaultMaxAge}
 	f := `file: {name: f, content: x, destination: /srv/x}`
 	for _, tt := range []struct {
@@ -335,6 +337,7 @@ func (w *world) files(end string) []string {
 }
 
 func TestAStateThatCannotBeGoneOnFromCostsABootAtMost(t *testing.T) {
+	t.Parallel()
 	fail := func(op string) func(*world) {
 		return func(w *world) {
 			w.before = func(_ context.Context, at, _ string) error {
@@ -559,6 +562,7 @@ func TestAStateIsSavedIfThatPays(t *testing.T) {
 }
 
 func TestWhatIsEditedWhileItIsBakedIsNotCached(t *testing.T) {
+	t.Parallel()
 	for name, step := range map[string]string{
 		"a file step's source": `file: {name: copy, source: src/, destination: /srv/src}`,
 		"a declared input":     sh("copy", "true", "inputs: [src]"),

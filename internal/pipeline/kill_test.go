@@ -161,6 +161,7 @@ func process(t *testing.T, home, at string) (seen []string) {
 // A build is killed at every boundary there is. What it left is named, gc takes
 // it away, all of it, and nothing of the build that goes on beside it.
 func TestAKilledBakeIsSweptWhereverItWasKilled(t *testing.T) {
+	t.Parallel()
 	home := t.TempDir()
 	store, err := oci.Open(state.Dir(home).Store())
 	if err != nil {

@@ -107,6 +107,7 @@ func (p *project) edit(t *testing.T) (what string) {
 // A build that goes on from whatever was saved gives the guest that one from
 // nothing gives. Left out of the comparison is what inventory leaves out.
 func TestACachedBuildIsAnUncachedOne(t *testing.T) {
+	t.Parallel()
 	rounds, seed := 3, uint64(time.Now().UnixNano())
 	if n, err := strconv.Atoi(os.Getenv(propertyRounds)); err == nil {
 		rounds = n
@@ -182,6 +183,7 @@ func noSecret(t *testing.T, dir string) {
 }
 
 func TestWhatChangesNoGuestChangesNoKey(t *testing.T) {
+	t.Parallel()
 	for i := range uint64(20) {
 		seed := uint64(time.Now().UnixNano()) + i
 		p := &project{r: rand.New(rand.NewPCG(seed, 0)), dir: t.TempDir()}

@@ -91,6 +91,7 @@ func TestConformance(t *testing.T) {
 		"latency of 20 ms":     func(s *fake.SSHD) { s.Delay = 20 * time.Millisecond },
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // most of it is waiting
 			conformance.Guest(t, func(t *testing.T) provisioner.Guest {
 				return dial(t, serve(t, change), ssh.Options{})
 			}, conformance.GuestOptions{Dir: func(t *testing.T) string { return filepath.Join(tempDir(t), "made") }})
