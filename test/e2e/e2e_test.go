@@ -152,7 +152,7 @@ func (w *world) processes() []string {
 			continue // it ended
 		}
 		line := string(bytes.ReplaceAll(raw, []byte{0}, []byte(" ")))
-		if strings.Contains(line, w.home) {
+		if strings.Contains(line, w.home) || strings.Contains(line, fmt.Sprintf("rebake-base-%d-", os.Getuid())) {
 			found = append(found, filepath.Base(filepath.Dir(d))+": "+line)
 		}
 	}
