@@ -62,7 +62,8 @@ test:
 		began := time.Now()
 		_, log := w.rebake(0, "build", "t.yaml", "--skip-test")
 		t.Logf("last step changed: %.1fs", time.Since(began).Seconds())
-		if got := ran(log); got != "last" || strings.Contains(log, "boot debian:bookworm: started") {
+		// The upload is so short that its state may not have been worth saving.
+		if got := strings.TrimPrefix(ran(log), "file-2 "); got != "last" || strings.Contains(log, "boot debian:bookworm: started") {
 			t.Errorf("a changed last step ran %q\n%s", got, log)
 		}
 		logs = append(logs, log)
