@@ -40,7 +40,7 @@ check: setup lint ## the fast loop: lint, unit tests, scripts; no VM, no root
 test: check ## check, and everything on real parts: QEMU, HAProxy, Debian guests
 	@$(GO) run ./test/noskip -- $(GO) test -json -tags e2e -p 1 -timeout 25m $(E2E)
 
-E2E := ./test/e2e/... ./fleet/qemu/...
+E2E := ./test/e2e/... ./fleet/qemu/... ./internal/qemu/...
 
 .PHONY: race
 race: $(LINT) ## unit tests under the race detector
