@@ -16,6 +16,7 @@ import (
 	"regexp"
 	"runtime"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -165,7 +166,7 @@ func (d *debian) make(ctx context.Context, path string) (err error) {
 	mode, within, owner := "root", []string{"env"}, []string{"env"}
 	own := []string{"unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--"}
 	if os.Geteuid() != 0 {
-		mode, within, own = "unshare", []string{"mmdebstrap", "--unshare-helper"}, []string{"env"} // it makes its own
+		mode, within, own = "unshare", []string{"mmdebstrap", "--unshare-helper"}, []string{"sh", "-c", killGroup, "rebake"} // it makes its own
 		owner = ownerOfBoth
 		dir, err := d.shared(path)
 		if err != nil {
@@ -193,6 +194,15 @@ func (d *debian) make(ctx context.Context, path string) (err error) {
 	args = append(append(args, d.suite, root), d.apt.sources...)
 	cmd := exec.CommandContext(ctx, own[0], append(append(own[1:], "mmdebstrap"), args...)...)
 	cmd.WaitDelay = 30 * time.Second
+	if mode == "unshare" {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		defer w.Close() // also by a kill: then the group goes
+		cmd.ExtraFiles, cmd.SysProcAttr = []*os.File{r}, &syscall.SysProcAttr{Setpgid: true}
+	}
 	cmd.Env = append(os.Environ(), "ESSENTIAL="+essentialHook, "CUSTOMIZE="+customizeHook, "GRUB_CFG="+grubConfig(), "ROOT_ID="+bootdisk.ID,
 		"SOURCES="+strings.Join(d.apt.sources, "\n"), "APT_CONF="+strings.Join(d.apt.conf, "\n"), "LC_ALL=C.UTF-8")
 	if err := runLogged(ctx, cmd); err != nil {
@@ -225,6 +235,11 @@ func (d *debian) make(ctx context.Context, path string) (err error) {
 	}
 	return bootdisk.Finish(ctx, path, d.size)
 }
+
+// killGroup runs a command whose whole process group is killed once the other
+// end of descriptor 3 is closed: mmdebstrap's processes in its user namespace do
+// not die with it.
+const killGroup = `(read -r _ <&3 || kill -9 0) </dev/null >/dev/null 2>&1 & exec "$@" 3<&-`
 
 // ownerOfBoth runs a command as the owner of this user's files (id 0) and of
 // those of mmdebstrap's user namespace (ids from 1).
