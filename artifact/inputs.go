@@ -3,6 +3,10 @@ package artifact
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
 	"strconv"
 	"strings"
 )
@@ -16,6 +20,35 @@ type Inputs string
 // Add appends a value.
 func (in *Inputs) Add(name, value string) {
 	*in += Inputs(strconv.Quote(name) + " " + strconv.Quote(value) + "\n")
+}
+
+// AddFiles appends the lines of FileLine, of any number of files at once.
+func (in *Inputs) AddFiles(lines []byte) { *in += Inputs(lines) }
+
+// FileLine is the line of a file: its type, mode, link target and the digest of
+// what open reads, but no time, owner or place. name says what it is to the step.
+func FileLine(name string, mode fs.FileMode, link string, open func() (io.ReadCloser, error)) ([]byte, error) {
+	var value string
+	switch kept := mode & (fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky); {
+	case mode.Type() == fs.ModeSymlink: // its mode differs between systems and means nothing
+		value = "-> " + link
+	case mode.IsRegular():
+		f, err := open()
+		if err != nil {
+			return nil, err
+		}
+		h := sha256.New()
+		_, err = io.Copy(h, f)
+		if err = errors.Join(err, f.Close()); err != nil {
+			return nil, err
+		}
+		value = fmt.Sprintf("%s %v sha256:%x", mode.Type(), kept, h.Sum(nil))
+	default:
+		value = fmt.Sprintf("%s %v", mode.Type(), kept)
+	}
+	var in Inputs
+	in.Add(name, value)
+	return []byte(in), nil
 }
 
 // Digest is the inputs' hash.
@@ -52,6 +85,9 @@ func (in Inputs) Difference(old Inputs) (name, was, is string) {
 // values are name and value of each line; a line that Add did not write is a
 // value without a name.
 func (in Inputs) values() (out [][2]string) {
+	if in == "" {
+		return nil
+	}
 	for _, line := range strings.Split(strings.TrimSuffix(string(in), "\n"), "\n") {
 		quoted, err := strconv.QuotedPrefix(line)
 		if err != nil {

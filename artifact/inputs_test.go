@@ -19,6 +19,8 @@ func TestInputsDifference(t *testing.T) {
 		at, was, now2 string
 	}{
 		"none":                  {inputs("a", "1"), inputs("a", "1"), "", "", ""},
+		"nothing before":        {"", inputs("a", "1"), "a", "", "1"},
+		"nothing now":           {inputs("a", "1"), "", "a", "1", ""},
 		"a value":               {inputs("a", "1", "b", "2"), inputs("a", "1", "b", "3"), "b", "2", "3"},
 		"the first of two":      {inputs("a", "1", "b", "2"), inputs("a", "0", "b", "3"), "a", "1", "0"},
 		"one more at the end":   {inputs("a", "1"), inputs("a", "1", "b", "3"), "b", "", "3"},

@@ -207,7 +207,7 @@ func (k *bake) trailPath() string {
 func addFiles(in *artifact.Inputs, s template.Step, dir string) error {
 	for i, pattern := range s.Inputs {
 		at := fmt.Sprintf("inputs.%d", i)
-		if filepath.IsAbs(pattern) || strings.Contains(pattern, "..") && !filepath.IsLocal(pattern) {
+		if !filepath.IsLocal(filepath.FromSlash(pattern)) {
 			return s.Block.Errorf(at, "inputs: %s is not below the template's directory", pattern)
 		}
 		found, err := fs.Glob(os.DirFS(dir), path.Clean(filepath.ToSlash(pattern))) // dir itself is no pattern
@@ -223,9 +223,10 @@ func addFiles(in *artifact.Inputs, s template.Step, dir string) error {
 	return nil
 }
 
-// addTree adds path, mode, type, link target and digest of all below root.
+// addTree adds all below root as artifact.FileLine tells it.
 func addTree(in *artifact.Inputs, dir, root string) error {
-	return filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+	var lines []byte
+	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -233,36 +234,21 @@ func addTree(in *artifact.Inputs, dir, root string) error {
 		if err != nil {
 			return err
 		}
-		name := "input " + filepath.ToSlash(rel)
 		st, err := d.Info()
 		if err != nil {
 			return err
 		}
-		switch {
-		case st.Mode().Type() == fs.ModeSymlink:
-			to, err := os.Readlink(p)
-			in.Add(name, "-> "+to)
-			return err
-		case st.Mode().IsRegular():
-			h := sha256.New()
-			if err := hashFile(h, p); err != nil {
+		var link string
+		if st.Mode().Type() == fs.ModeSymlink {
+			if link, err = os.Readlink(p); err != nil {
 				return err
 			}
-			in.Add(name, st.Mode().Perm().String()+" sha256:"+hex.EncodeToString(h.Sum(nil)))
-		default:
-			in.Add(name, st.Mode().String())
 		}
-		return nil
-	})
-}
-
-func hashFile(w io.Writer, path string) error {
-	f, err := os.Open(path)
-	if err != nil {
+		line, err := artifact.FileLine("input "+filepath.ToSlash(rel), st.Mode(), link, func() (io.ReadCloser, error) { return os.Open(p) })
+		lines = append(lines, line...)
 		return err
-	}
-	defer f.Close()
-	_, err = io.Copy(w, f)
+	})
+	in.AddFiles(lines)
 	return err
 }
 

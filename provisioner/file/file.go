@@ -163,7 +163,7 @@ func (s *step) expand(sources []string) (found []string, several bool, err error
 			continue
 		}
 		several = true
-		m, err := filepath.Glob(p)
+		m, err := s.glob(src, p)
 		if err != nil {
 			return nil, false, fmt.Errorf("source %s: %w", src, err)
 		}
@@ -174,6 +174,19 @@ func (s *step) expand(sources []string) (found []string, several bool, err error
 		found = append(found, m...)
 	}
 	return found, several, nil
+}
+
+// glob matches a source, whose path is p. The template's folder is no pattern,
+// whatever is in its name.
+func (s *step) glob(src, p string) ([]string, error) {
+	if s.dir == "" || !filepath.IsLocal(src) {
+		return filepath.Glob(p)
+	}
+	found, err := fs.Glob(os.DirFS(s.dir), path.Clean(filepath.ToSlash(src)))
+	for i, f := range found {
+		found[i] = filepath.Join(s.dir, filepath.FromSlash(f))
+	}
+	return found, err
 }
 
 // mode is the configured one, or def.

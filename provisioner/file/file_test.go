@@ -79,6 +79,21 @@ func TestWhereSourcesGo(t *testing.T) {
 	}
 }
 
+func TestTheTemplatesFolderIsNoPattern(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "web [v2]*")
+	if err := os.MkdirAll(filepath.Join(dir, "conf"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "conf", "a.conf"), []byte("a"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, src := range []string{"conf/*.conf", "conf/a.conf", "./con?/"} {
+		if _, err := file.New(file.Config{Source: src, Destination: "/etc/conf.d/"}, dir); err != nil {
+			t.Errorf("%s: %v", src, err)
+		}
+	}
+}
+
 func TestOwner(t *testing.T) {
 	g := &fake.Guest{}
 	p, err := file.New(file.Config{Content: ptr("x"), Destination: "/srv/x", Owner: "www-data", Group: "adm"}, "")

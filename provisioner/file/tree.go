@@ -2,8 +2,6 @@ package file
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -135,37 +133,24 @@ func (t *tree) names() []string {
 	return l
 }
 
-// key adds each entry's path with its type, mode, link target and digest.
+// key adds each entry as artifact.FileLine tells it.
 func (t *tree) key(in *artifact.Inputs) error {
+	var lines []byte
 	for _, name := range t.names() {
 		n := t.nodes[name]
-		mode := n.mode & (fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky)
-		value := fmt.Sprintf("%s %v", n.mode.Type(), mode)
-		switch {
-		case n.mode.Type() == fs.ModeSymlink: // its mode differs between systems and means nothing
-			value = "-> " + n.link
-		case n.mode.IsRegular():
-			h := sha256.New()
+		line, err := artifact.FileLine("file "+name, n.mode, n.link, func() (io.ReadCloser, error) {
 			if n.path == "" {
-				h.Write(n.data)
-			} else if err := hash(h, n.path); err != nil {
-				return err
+				return io.NopCloser(bytes.NewReader(n.data)), nil
 			}
-			value += " sha256:" + hex.EncodeToString(h.Sum(nil))
+			return os.Open(n.path)
+		})
+		if err != nil {
+			return err
 		}
-		in.Add("file "+name, value)
+		lines = append(lines, line...)
 	}
+	in.AddFiles(lines)
 	return nil
-}
-
-func hash(w io.Writer, p string) error {
-	f, err := os.Open(p)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = io.Copy(w, f)
-	return err
 }
 
 var (
