@@ -377,7 +377,7 @@ func (s *session) unblock(ctx context.Context, r *Record) error {
 		Planned: p.Drain, Provisioning: p.Launch, Warming: p.Within, Verifying: p.Verify, Shifting: p.Restore, Holding: p.Steps[r.Step].Hold,
 		Baking: p.KeepOld, Retiring: p.Drain, Restoring: p.Restore, DrainingNew: p.Drain, DestroyNew: p.Launch,
 	}[r.Stopped])
-	next.Stopped, next.Sick, next.Flaps, next.Pending = "", time.Time{}, 0, nil
+	next.Stopped, next.Wrong, next.Sick, next.Flaps, next.Pending = "", time.Time{}, time.Time{}, 0, nil
 	*r = next
 	return s.write(r, kindState, nil, nil)
 }

@@ -45,7 +45,7 @@ func Cached(d state.Dir, keep map[string]bool) ([]cache.Entry, error) {
 			}
 			e.Remove = func(context.Context) error {
 				return exclusively(path+useEnd, func() error {
-					return errors.Join(os.Remove(path), removeAll(path+".content"))
+					return removeAll(path+".content", path)
 				})
 			}
 			out = append(out, e)
@@ -120,6 +120,9 @@ func Contents(d state.Dir) ([]artifact.Digest, error) {
 	}
 	var out []artifact.Digest
 	for _, n := range notes {
+		if _, err := os.Stat(strings.TrimSuffix(n, ".content")); err != nil {
+			continue // a note of nothing keeps nothing
+		}
 		raw, err := os.ReadFile(n)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err

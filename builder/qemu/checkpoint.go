@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gofrs/flock"
 	"github.com/oklog/ulid/v2"
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/builder"
@@ -205,7 +206,7 @@ func (b *Builder) Save(ctx context.Context, bm builder.Machine, key artifact.Dig
 	}
 	next := filepath.Join(b.deps.State.Build(m.id), fmt.Sprintf("disk-%d.qcow2", len(m.layers)+1))
 	undo := func(err error) error {
-		return errors.Join(err, os.RemoveAll(dir), os.RemoveAll(next), lock.Close())
+		return errors.Join(err, os.RemoveAll(dir), os.RemoveAll(next), removeAll(dir+".lock"), lock.Close())
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, undo(err)
@@ -223,15 +224,13 @@ func (b *Builder) Save(ctx context.Context, bm builder.Machine, key artifact.Dig
 	below := slices.Clone(m.layers)
 	m.overlay, m.layers = next, append(m.layers, name)
 	b.hold(m.id, lock) // the machine's disk is on it now, whatever comes
+	b.begin(m.id, dir)
 	if err != nil {
 		return nil, err
 	}
 	rec := meta{Key: key, Fit: fit, Memory: memory, Taken: time.Now().UTC(), Base: m.base.Base, BasePath: m.base.path, Content: m.base.content,
 		Layers: below, DiskSize: m.size, Seed: m.seed, Login: m.loginPEM, Note: note}
 	return func(ctx context.Context) error {
-		if err := m.vm.SaveVars(dir); err != nil {
-			return err
-		}
 		files, err := os.ReadDir(dir)
 		if err != nil {
 			return err
@@ -261,7 +260,14 @@ func (b *Builder) use(id, base string, layers []string) error {
 		return errors.Join(fmt.Errorf("%w: its base is being removed", builder.ErrNoCheckpoint), err)
 	}
 	for _, l := range layers {
-		lock, err := tryLock(filepath.Join(b.deps.State.Checkpoints(), l+".lock"), true)
+		var lock *flock.Flock
+		var err error
+		for try := 0; lock == nil && err == nil && try < 20; try++ { // somebody may just look who has it
+			if try > 0 {
+				time.Sleep(20 * time.Millisecond)
+			}
+			lock, err = tryLock(filepath.Join(b.deps.State.Checkpoints(), l+".lock"), true)
+		}
 		if lock == nil {
 			return errors.Join(fmt.Errorf("%w: %s is in the hands of another rebake", builder.ErrNoCheckpoint, l), err)
 		}

@@ -175,8 +175,14 @@ func (d *debian) make(ctx context.Context, path string) (err error) {
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 		root, disk = filepath.Join(dir, "root"), filepath.Join(dir, "disk")
 	}
-	remove := func(ctx context.Context) error {
-		return runLogged(ctx, exec.CommandContext(ctx, owner[0], append(owner[1:], "rm", "-rf", "--one-file-system", root)...))
+	remove := func(ctx context.Context) (err error) {
+		for range 5 { // what was just killed may still write there
+			if err = runLogged(ctx, exec.CommandContext(ctx, owner[0], append(owner[1:], "rm", "-rf", "--one-file-system", root)...)); err == nil || ctx.Err() != nil {
+				return err
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		return err
 	}
 	if err := remove(ctx); err != nil { // of a killed run
 		return err

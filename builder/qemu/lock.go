@@ -77,15 +77,37 @@ func (b *Builder) hold(id string, l *flock.Flock) {
 	b.held[id] = append(b.held[id], l)
 }
 
-// letGo releases what machine id held.
-func (b *Builder) letGo(id string) error {
+// begin notes a checkpoint that machine id's disk is on and that may never be finished.
+func (b *Builder) begin(id, dir string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.begun == nil {
+		b.begun = map[string][]string{}
+	}
+	b.begun[id] = append(b.begun[id], dir)
+}
+
+// letGo releases what machine id held, and removes what it saved and did not
+// finish. (What a killed process did not finish, Sweep removes.)
+func (b *Builder) letGo(id string) error {
+	b.mu.Lock()
+	locks, begun := b.held[id], b.begun[id]
+	delete(b.held, id)
+	delete(b.begun, id)
+	b.mu.Unlock()
 	var errs []error
-	for _, l := range b.held[id] {
+	for _, l := range locks {
 		errs = append(errs, l.Close())
 	}
-	delete(b.held, id)
+	for _, dir := range begun {
+		if _, err := os.Stat(filepath.Join(dir, metaName)); err == nil {
+			continue
+		}
+		err := exclusively(dir+".lock", func() error { return os.RemoveAll(dir) })
+		if !errors.Is(err, cache.ErrInUse) {
+			errs = append(errs, err)
+		}
+	}
 	return errors.Join(errs...)
 }
 

@@ -66,8 +66,9 @@ type Builder struct {
 	deps Deps
 	src  source
 
-	mu   sync.Mutex
-	held map[string][]*flock.Flock // locks of checkpoints, by machine
+	mu    sync.Mutex
+	held  map[string][]*flock.Flock // locks of bases and checkpoints, by machine
+	begun map[string][]string       // checkpoints of this process, by machine
 }
 
 var _ builder.Checkpointer = (*Builder)(nil)

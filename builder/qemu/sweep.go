@@ -87,7 +87,23 @@ func sweepCheckpoints(d state.Dir) (gone []string, err error) {
 			gone, again = append(gone, dir), true
 		}
 	}
-	return gone, nil
+	return gone, sweepLocks(d, entries)
+}
+
+// sweepLocks removes locks of checkpoints that are not there: a kill comes also
+// between the two.
+func sweepLocks(d state.Dir, entries []fs.DirEntry) error {
+	for _, e := range entries {
+		lock := filepath.Join(d.Checkpoints(), e.Name())
+		dir, isLock := strings.CutSuffix(lock, ".lock")
+		if _, err := os.Stat(dir); !isLock || !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := exclusively(lock, func() error { return nil }); err != nil && !errors.Is(err, cache.ErrInUse) {
+			return err
+		}
+	}
+	return nil
 }
 
 // sweepOne removes path unless somebody holds the lock.

@@ -1,12 +1,10 @@
 package qemu
 
 import (
-	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"github.com/rebake/rebake/internal/atomicfile"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"sort"
@@ -14,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/rebake/rebake/fleet"
+	"github.com/rebake/rebake/internal/memory"
 	"github.com/rebake/rebake/internal/state"
 )
 
@@ -163,26 +162,11 @@ func (p *Pool) instances(id fleet.GroupID) ([]string, error) {
 // room refuses what this machine's memory cannot hold; where it cannot be
 // known (not Linux), QEMU itself will say so.
 func room(need int64) error {
-	f, err := os.Open("/proc/meminfo")
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	ram, swap, ok, err := memory.Free()
+	if err != nil || !ok {
 		return err
 	}
-	defer f.Close()
-	var free int64
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		field := strings.Fields(sc.Text())
-		if len(field) >= 2 && (field[0] == "MemAvailable:" || field[0] == "SwapFree:") {
-			n, err := strconv.ParseInt(field[1], 10, 64)
-			if err != nil {
-				return fmt.Errorf("read /proc/meminfo: %w", err)
-			}
-			free += n << 10
-		}
-	}
-	if need > free {
+	if free := ram + swap; need > free {
 		return fmt.Errorf("%w: the new instances need %d MiB of memory, this machine has %d MiB free: use a smaller fleet.size or fleet.pool.qemu.memory", fleet.ErrNoCapacity, need>>20, free>>20)
 	}
 	return nil

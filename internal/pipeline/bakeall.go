@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"runtime"
 	"strings"
 	"sync"
 
 	"github.com/rebake/rebake/internal/event"
+	"github.com/rebake/rebake/internal/memory"
 	"github.com/rebake/rebake/internal/template"
 	"golang.org/x/sync/semaphore"
 )
@@ -186,7 +188,10 @@ func newRoom(parallel int) *room {
 	if parallel <= 0 {
 		parallel = runtime.GOMAXPROCS(0)
 	}
-	free := freeMemory()
+	free, _, ok, err := memory.Free()
+	if err != nil || !ok {
+		free = math.MaxInt64 // nobody knows: QEMU will say so itself
+	}
 	return &room{semaphore.NewWeighted(int64(parallel)), semaphore.NewWeighted(free), free}
 }
 

@@ -27,6 +27,7 @@ import (
 // two builds with one key have the same state.
 type link struct {
 	name   string
+	kind   string // of the step; "" for the boot
 	key    artifact.Digest
 	inputs artifact.Inputs
 	never  bool          // this state depends on what nobody can tell: it is not gone on from, nor any after it
@@ -36,6 +37,7 @@ type link struct {
 // passed is a link as a build passed it, kept with the checkpoints after it.
 type passed struct {
 	Name   string          `json:"name"`
+	Kind   string          `json:"kind,omitempty"`
 	Key    artifact.Digest `json:"key"`
 	Inputs artifact.Inputs `json:"inputs"`
 	Ran    time.Time       `json:"ran"`
@@ -65,7 +67,7 @@ func (l link) after(s step, probe *string) link {
 	all.Add("format", "rebake-step-v1")
 	all.Add("before", string(l.key))
 	all.Add("kind", s.Kind)
-	return link{name: s.Name, inputs: in, key: (all + in).Digest(), never: l.never || !s.keyed || s.Cache.Never}
+	return link{name: s.Name, kind: s.Kind, inputs: in, key: (all + in).Digest(), never: l.never || !s.keyed || s.Cache.Never}
 }
 
 func (s step) fetches() bool {

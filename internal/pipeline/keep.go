@@ -56,7 +56,8 @@ type Way struct {
 const wayName = "way.json"
 
 // wayIn gives a person a key of their own and tells the command to use it. Its
-// files go with the machine's directory. shut takes the key out of the guest.
+// files go with the machine's directory. shut takes the key out of the guest; it
+// is there after an error too, unless the guest was not touched.
 func (k *bake) wayIn(ctx context.Context, id string, mach builder.Machine, g provisioner.Guest) (way string, shut func(context.Context) error, err error) {
 	if g == nil {
 		return "", nil, errors.New("the machine does not accept SSH")
@@ -69,30 +70,25 @@ func (k *bake) wayIn(ctx context.Context, id string, mach builder.Machine, g pro
 	if err != nil {
 		return "", nil, err
 	}
-	err = g.Run(ctx, provisioner.Cmd{
-		Line:  `umask 077; mkdir -p "$HOME/.ssh" && cat >>"$HOME/.ssh/authorized_keys"`,
-		Stdin: strings.NewReader(key.Authorized + "\n"),
-	})
-	if err != nil {
-		return "", nil, fmt.Errorf("add a key: %w", err)
-	}
-	dir := k.env.State.Build(id)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", nil, err
-	}
 	host, port, err := net.SplitHostPort(ep.Addr)
 	if err != nil {
 		return "", nil, err
 	}
+	dir := k.env.State.Build(id)
 	w, knownFile := Way{ID: id, Addr: ep.Addr, User: ep.User, Key: filepath.Join(dir, "person.key")}, filepath.Join(dir, "known_hosts")
 	var known strings.Builder
 	for _, h := range ep.HostKeys {
 		w.HostKeys = append(w.HostKeys, ssh.AuthorizedLine(h))
 		fmt.Fprintln(&known, knownhosts.Line([]string{ep.Addr}, h))
 	}
-	if err := errors.Join(atomicfile.Write(w.Key, key.PEM, 0o600), atomicfile.Write(knownFile, []byte(known.String()), 0o600), atomicfile.Write(filepath.Join(dir, wayName), jsonLine(w), 0o600)); err != nil {
+	err = os.MkdirAll(dir, 0o700)
+	if err == nil {
+		err = errors.Join(atomicfile.Write(w.Key, key.PEM, 0o600), atomicfile.Write(knownFile, []byte(known.String()), 0o600))
+	}
+	if err != nil {
 		return "", nil, err
 	}
+	// From here on the key may be in the guest, and shut is the way to get it out.
 	shut = func(ctx context.Context) error {
 		err := g.Run(ctx, provisioner.Cmd{
 			Line: `f="$HOME/.ssh/authorized_keys"; { grep -vxF -- "$K" "$f" >"$f.new" || [ $? = 1 ]; } && cat "$f.new" >"$f" && rm "$f.new"`,
@@ -101,7 +97,22 @@ func (k *bake) wayIn(ctx context.Context, id string, mach builder.Machine, g pro
 		if err != nil {
 			err = fmt.Errorf("take the person's key out of the guest: %w", err)
 		}
-		return errors.Join(err, os.Remove(filepath.Join(dir, wayName)), os.Remove(w.Key))
+		for _, p := range []string{filepath.Join(dir, wayName), w.Key} {
+			if rerr := os.Remove(p); !errors.Is(rerr, os.ErrNotExist) {
+				err = errors.Join(err, rerr)
+			}
+		}
+		return err
+	}
+	err = g.Run(ctx, provisioner.Cmd{
+		Line:  `umask 077; mkdir -p "$HOME/.ssh" && cat >>"$HOME/.ssh/authorized_keys"`,
+		Stdin: strings.NewReader(key.Authorized + "\n"),
+	})
+	if err != nil {
+		return "", shut, fmt.Errorf("add a key: %w", err)
+	}
+	if err := atomicfile.Write(filepath.Join(dir, wayName), jsonLine(w), 0o600); err != nil {
+		return "", shut, err
 	}
 	return fmt.Sprintf("`rebake shell %s` enters it (or: ssh -i %s -o IdentitiesOnly=yes -o UserKnownHostsFile=%s -p %s %s@%s)", id,
 		provisioner.Quote(w.Key), provisioner.Quote(knownFile), port, ep.User, host), shut, nil
@@ -170,12 +181,15 @@ func (k *bake) decide(ctx context.Context, r *rig, question string, choices ...s
 	k.cannotTell(r)
 	way, shut, err := k.wayIn(ctx, r.id, r.mach, r.guest)
 	if err != nil {
-		way, shut = fmt.Sprintf("nobody can log in: %v", err), func(context.Context) error { return nil }
+		way = fmt.Sprintf("nobody can log in: %v", err)
 	}
 	event.Waiting(ctx, "you: %s; %s", question, way)
 	answer, err := k.env.Ask(ctx, question+"; "+way, choices)
 	if err != nil {
 		return "", err
+	}
+	if shut == nil {
+		return answer, nil
 	}
 	return answer, shut(ctx)
 }

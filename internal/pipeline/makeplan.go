@@ -120,12 +120,11 @@ func (k *bake) explain(ctx context.Context, links []link, last []passed, changed
 		p.Why = fmt.Sprintf("comes after %q, which changed", links[changed].name)
 	case changed == i && i >= len(last):
 		p.Why = "it did not run yet"
+	case changed == i && links[i].kind != last[i].Kind:
+		p.Why = "it is of another kind"
 	case changed == i:
 		p.Field, p.Was, p.Is = links[i].inputs.Difference(last[i].Inputs)
 		p.Why = "changed: " + p.Field
-		if p.Field == "" {
-			p.Why = "it is of another kind"
-		}
 	default:
 		p.Why = "its state was not saved, or is gone from the cache"
 		if c, ok, err := cp.Find(ctx, links[i].key); err == nil && ok {

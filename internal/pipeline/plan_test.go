@@ -45,6 +45,7 @@ func TestAPlanSaysWhy(t *testing.T) {
 		{name: "before it", text: steps(a, sh("b", "echo B"), c), step: "a", cached: true, why: "ago"},
 		{name: "after it", text: steps(a, sh("b", "echo B"), c), step: "c", why: `comes after "b", which changed`},
 		{name: "another kind", text: steps(a, "breakpoint: {name: b, disable: true}"), step: "b", why: "it is of another kind"},
+		{name: "another kind with inputs", text: steps(a, "file: {name: b, content: x, destination: /root/b}"), step: "b", why: "it is of another kind"},
 		{name: "an environment more", text: steps(a, sh("b", "echo b", "env: {A: x}")), step: "b", why: "changed: env A", field: "env A", is: "x"},
 		{name: "another base", text: on("motd: hello", a), step: "boot", why: "changed: file etc/motd", field: "file etc/motd", is: "hello"},
 		{name: "one step more", text: steps(a, b, c, sh("d", "echo d")), step: "d", why: "it did not run yet"},

@@ -42,6 +42,10 @@ type rig struct {
 	writing errgroup.Group
 }
 
+// goOnWithin is how long a guest whose memory was restored may take to accept
+// SSH: it did when it was saved. One that does not is booted instead.
+const goOnWithin = time.Minute
+
 // firstCost is what a checkpoint is thought to cost before there was one.
 const firstCost = time.Second
 
@@ -81,8 +85,8 @@ func (k *bake) boot(ctx context.Context, id string, booted link) (*rig, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &rig{k: k, id: id, mach: mach, base: base, trail: []passed{{booted.name, booted.key, booted.inputs, k.env.now()}}}
-	if err := r.connect(ctx); err != nil {
+	r := &rig{k: k, id: id, mach: mach, base: base, trail: []passed{{booted.name, booted.kind, booted.key, booted.inputs, k.env.now()}}}
+	if err := r.connect(ctx, k.sshTimeout()); err != nil {
 		return r, err
 	}
 	r.tryWake(ctx)
@@ -107,7 +111,11 @@ func (k *bake) goOn(ctx context.Context, id string, from *saved, at link) (*rig,
 	if last, err := k.lastBuild(); err == nil && last.Cost > 0 {
 		r.cost = last.Cost
 	}
-	if err := r.connect(ctx); err != nil {
+	within := k.sshTimeout()
+	if from.Memory {
+		within = min(within, goOnWithin)
+	}
+	if err := r.connect(ctx, within); err != nil {
 		return r, err
 	}
 	if !from.Memory {
@@ -123,9 +131,9 @@ func (k *bake) goOn(ctx context.Context, id string, from *saved, at link) (*rig,
 	return r, nil
 }
 
-func (r *rig) connect(ctx context.Context) (err error) {
+func (r *rig) connect(ctx context.Context, within time.Duration) (err error) {
 	r.guest, err = event.Do(ctx, "connect", func(ctx context.Context) (*ssh.Client, error) {
-		return connect(ctx, r.mach, r.k.sshTimeout())
+		return connect(ctx, r.mach, within)
 	})
 	return err
 }
@@ -169,7 +177,7 @@ func (r *rig) step(ctx context.Context) error {
 		event.Warnf(ctx, "no more checkpoints in this build, and the next one bakes again: %v", err)
 		r.k.cannotTell(r)
 	}
-	r.trail = append(r.trail, passed{l.name, l.key, l.inputs, r.k.env.now()})
+	r.trail = append(r.trail, passed{l.name, l.kind, l.key, l.inputs, r.k.env.now()})
 	if !l.never {
 		r.save(ctx)
 	}

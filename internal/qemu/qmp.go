@@ -35,6 +35,10 @@ type qmpMessage struct {
 
 const maxQMPLine = 1 << 20
 
+// errRefused is of a command that QEMU has not carried out. After another error
+// it may have.
+var errRefused = errors.New("QEMU refused")
+
 // dialQMP connects and negotiates. event is called from the reader, in order; may be nil.
 func dialQMP(ctx context.Context, path string, event func(qmpMessage)) (*monitor, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
@@ -126,7 +130,7 @@ func (m *monitor) ask(ctx context.Context, name string, args, into any) error {
 	select {
 	case msg := <-m.reply:
 		if msg.Error != nil {
-			return fmt.Errorf("QEMU refused %s: %s", name, msg.Error.Desc)
+			return fmt.Errorf("%w %s: %s", errRefused, name, msg.Error.Desc)
 		}
 		if into != nil {
 			if err := json.Unmarshal(msg.Return, into); err != nil {

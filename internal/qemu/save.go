@@ -29,26 +29,37 @@ const maxDevices = 64 << 20
 // Save freezes the machine's disk: what the file holds that was its disk stays
 // as it is, and all that the guest writes from now on goes to next, an overlay
 // that CreateLayer made on it. With memory it writes the machine's memory and
-// devices into dir too. The guest stands still for as long as this takes and
-// goes on afterwards, also after an error; frozen says whether next is the
-// machine's disk then. Nothing is synced to the medium.
+// devices into dir too, and a UEFI machine's variables in any case. The guest
+// stands still for as long as this takes and goes on afterwards, also after an
+// error; frozen says whether next is the machine's disk then. A machine of which
+// that cannot be told, or which does not go on, is killed: what it would write is
+// in no disk that anybody knows. Nothing is synced to the medium.
 func (vm *VM) Save(ctx context.Context, dir, next string, memory bool) (frozen bool, err error) {
 	if memory && vm.ram == nil || vm.mon == nil {
 		return false, errors.New("this machine's state cannot be saved")
 	}
-	if err := vm.mon.run(ctx, "stop", nil); err != nil {
-		return false, err
+	if ctx.Err() != nil {
+		return false, context.Cause(ctx)
 	}
+	whole := context.WithoutCancel(ctx) // each of the three is done or not, never given up half way
 	defer func() {
-		if cerr := vm.mon.run(context.WithoutCancel(ctx), "cont", nil); cerr != nil {
-			err = errors.Join(err, fmt.Errorf("let the guest go on: %w", cerr))
+		if cerr := vm.mon.run(whole, "cont", nil); cerr != nil && vm.Running() {
+			err = errors.Join(err, fmt.Errorf("the guest does not go on: %w", cerr), vm.Kill(whole))
 		}
 	}()
-	if err := vm.mon.run(ctx, "blockdev-snapshot-sync", map[string]any{
-		"device": "disk0", "snapshot-file": next, "format": "qcow2", "mode": "existing"}); err != nil {
+	if err := vm.mon.run(whole, "stop", nil); err != nil {
 		return false, err
 	}
+	if err := vm.mon.run(whole, "blockdev-snapshot-sync", map[string]any{
+		"device": "disk0", "snapshot-file": next, "format": "qcow2", "mode": "existing"}); errors.Is(err, errRefused) {
+		return false, err
+	} else if err != nil {
+		return false, errors.Join(fmt.Errorf("which disk the machine writes to cannot be told: %w", err), vm.Kill(whole))
+	}
 	vm.cfg.Disk = next
+	if err := copyVarsFile(vm.cfg.Dir, dir); err != nil {
+		return true, err
+	}
 	if !memory {
 		return true, nil
 	}
@@ -241,10 +252,8 @@ func hostCPU() string {
 	return strings.Join(lines, "\n")
 }
 
-// SaveVars copies a UEFI machine's variables into dir; RestoreVars is its inverse.
-func (vm *VM) SaveVars(dir string) error { return copyVarsFile(vm.cfg.Dir, dir) }
-
-// RestoreVars gives the machine that will start in dir the variables that SaveVars kept.
+// RestoreVars gives the machine that will start in dir the variables that Save
+// kept, if it has any.
 func RestoreVars(from, dir string) error { return copyVarsFile(from, dir) }
 
 func copyVarsFile(from, to string) error {

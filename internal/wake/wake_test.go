@@ -1,46 +1,9 @@
 package wake
 
 import (
-	"bytes"
-	"os"
 	"os/exec"
-	"path/filepath"
-	"runtime"
 	"testing"
 )
-
-// The kernel lets only root add entropy: anybody else's program must say that
-// it failed, and it must not crash.
-func TestProgramReseedsTheKernelOrSaysThatItCould(t *testing.T) {
-	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
-		return // the program is for that alone; wake.sh asks uname
-	}
-	path := filepath.Join(t.TempDir(), "reseed")
-	if err := os.WriteFile(path, program(), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	pool := make([]byte, 8+seedSize) // no entropy is claimed: entropy_count is 0
-	pool[4] = seedSize
-	run := func(in []byte) int {
-		cmd := exec.Command(path)
-		cmd.Stdin = bytes.NewReader(in)
-		err := cmd.Run()
-		if cmd.ProcessState == nil || !cmd.ProcessState.Exited() {
-			t.Fatalf("the program did not exit: %v", err)
-		}
-		return cmd.ProcessState.ExitCode()
-	}
-	want := 0
-	if os.Geteuid() != 0 {
-		want = 1
-	}
-	if got := run(pool); got != want {
-		t.Errorf("status %d, want %d", got, want)
-	}
-	if got := run(pool[:20]); got != 1 {
-		t.Errorf("status %d of a seed that is cut short, want 1", got)
-	}
-}
 
 func TestScriptIsShell(t *testing.T) {
 	if out, err := exec.Command("sh", "-n", "-c", script).CombinedOutput(); err != nil {
