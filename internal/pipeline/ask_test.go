@@ -143,3 +143,20 @@ func TestABreakpointWaitsForAPerson(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A person who cannot be told the way in is asked all the same, and the key that
+// was already in the guest does not get into the image.
+func TestTheKeyOfAWayThatFailedIsTakenOut(t *testing.T) {
+	w := cached(t)
+	var asked []string
+	w.env.Ask = func(_ context.Context, question string, _ []string) (string, error) {
+		asked = append(asked, question)
+		return "skip", nil
+	}
+	blocked := sh("blocked", "mkdir -p ../../way.json.tmp; false") // where the way is written down, outside of the guest's tree
+	img := w.one(steps(blocked, keys), pipeline.BakeOptions{SkipTest: true, AskFails: true}).Image
+	if len(asked) != 1 || !strings.Contains(asked[0], "nobody can log in") {
+		t.Errorf("asked %q", asked)
+	}
+	w.holds(img, "root/keys", "1\n")
+}
