@@ -21,7 +21,7 @@ func Check(r Record, o Observation, a Action, now time.Time) error {
 	}
 	fresh, weight := r.New.Group, o.Router.Weights
 	switch a.Op {
-	case Launch, Gate, Evidence:
+	case Launch, Verify, Evidence:
 		if a.Group != fresh {
 			return unsafe("group %s of slot %s is not this deployment's", a.Group.Deployment, a.Group.Slot)
 		}

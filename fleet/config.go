@@ -34,6 +34,8 @@ type Config struct {
 	Health     HealthCheck     `json:"health"`
 	Commands   []string        `json:"commands,omitempty"` // the gate
 	Policy     Policy          `json:"policy"`
+	Hooks      []Hook          `json:"hooks,omitempty"`
+	Freeze     []Window        `json:"freeze,omitempty"`
 }
 
 // Save writes fleet.json in dir, all or nothing.

@@ -31,8 +31,10 @@ type Deployer struct {
 	Router Router
 	// Gate judges an instance before it gets traffic; nil is no gate. It is
 	// called for each instance, one after the other, and may be called again.
-	Gate func(context.Context, Instance) error
-	Poll time.Duration // between looks; default 50ms
+	Gate   func(context.Context, Instance) error
+	Ask    Ask           // the gates that are not judged from counters; nil: there are none
+	Notify Notify        // nil: nobody is told
+	Poll   time.Duration // between looks; default 50ms
 
 	open func() (log, []journal.Record, error)  // tests: another journal
 	take func(dir string) (func() error, error) // tests: another lock

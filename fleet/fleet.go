@@ -69,8 +69,19 @@ type Pool interface {
 	// Launch brings the group to exactly spec.Size running instances, adopting
 	// those that are there. It returns once they were started, not once healthy.
 	Launch(ctx context.Context, id GroupID, spec Spec) error
+	// End ends one instance of the group and leaves nothing of it behind; the
+	// others are not touched. A later Launch that covers its number makes it anew.
+	End(ctx context.Context, id GroupID, instance string) error
 	// Retire ends every instance of the group and leaves nothing behind.
 	Retire(ctx context.Context, id GroupID) error
+}
+
+// Fencer is the optional power of a Pool or a Router to refuse the calls of an
+// operator who was replaced. Fence tells it the epoch of the session that is to
+// use this value; it keeps the highest that it was ever told, and each later
+// change by a value with a lower one is ErrStale.
+type Fencer interface {
+	Fence(ctx context.Context, epoch int64) error
 }
 
 // Member is a server behind the router.
@@ -86,8 +97,11 @@ type MemberStatus struct {
 	Check    string `json:"check"`     // last health check, e.g. L7OK, L4CON, L7STS/500, INI
 	Healthy  bool   `json:"healthy"`   // the router's checks passed at L7 and none is in progress of failing
 	InFlight int    `json:"in_flight"` // current sessions and queued requests
-	Requests int64  `json:"requests"`  // so far
+	Requests int64  `json:"requests"`  // so far; falls to 0 when the router restarts
 	Errors5x int64  `json:"errors_5xx"`
+	// Latency is the router's own mean over the last requests that it got
+	// answers to (HAProxy: 1024 of them), 0 if it knows of none.
+	Latency time.Duration `json:"latency,omitempty"`
 }
 
 // RouterStatus is the live state of the router, read from it, not remembered.
@@ -123,10 +137,12 @@ type Router interface {
 	Ready(ctx context.Context, s Slot) error
 	// SetWeights is the one traffic write: permille per slot, sum 1000 (or all 0).
 	SetWeights(ctx context.Context, w map[Slot]int) error
-	// Drain stops new requests to a slot's members; those in flight end.
-	Drain(ctx context.Context, s Slot) error
-	// Detach removes a slot's members: each must be idle, or force cuts it and counts.
-	Detach(ctx context.Context, s Slot, force bool) (cut int, err error)
+	// Drain stops new requests to a slot's members, or to those named alone;
+	// requests in flight end. A name that is not there is no error.
+	Drain(ctx context.Context, s Slot, members ...string) error
+	// Detach removes a slot's members, or those named alone: each must be idle
+	// (ErrBusy), or force cuts it and counts the requests cut.
+	Detach(ctx context.Context, s Slot, force bool, members ...string) (cut int, err error)
 	// Remove stops the router and leaves nothing behind.
 	Remove(ctx context.Context) error
 }
@@ -137,4 +153,5 @@ var (
 	ErrBusy       = errors.New("requests in flight")
 	ErrNoCapacity = errors.New("no capacity")
 	ErrLocked     = errors.New("fleet is locked by another operator")
+	ErrStale      = errors.New("another operator took the fleet over")
 )

@@ -72,7 +72,7 @@ func Next(r Record, o Observation, p Policy, now time.Time) (Record, Action) {
 		if late {
 			return r.fail(at, p, now, "the gate did not pass within %s%s", p.Verify, because(r.LastErr))
 		}
-		return r, Action{Op: Gate, Group: r.New.Group}
+		return r, Action{Op: Verify, Group: r.New.Group}
 
 	case Shifting:
 		want := split(r.New.Group.Slot, p.Steps[r.Step].Permille)

@@ -174,7 +174,7 @@ func (s *session) do(ctx context.Context, r *Record, o Observation, a Action) er
 			return nil
 		}
 		return err
-	case Gate:
+	case Verify:
 		return s.gate(ctx, r, o)
 	case Weigh:
 		if err := s.Router.SetWeights(ctx, a.Weights); err != nil {

@@ -135,6 +135,10 @@ func (g guardPool) Evidence(ctx context.Context, id fleet.GroupID) (string, erro
 	return g.w.pool.Evidence(ctx, id)
 }
 
+func (g guardPool) End(ctx context.Context, id fleet.GroupID, instance string) error {
+	return g.w.call(func() error { return g.w.pool.End(ctx, id, instance) })
+}
+
 func (g guardPool) Retire(ctx context.Context, id fleet.GroupID) error {
 	st, gs := g.w.look()
 	for _, grp := range gs {
@@ -193,14 +197,14 @@ func (g guardRouter) SetWeights(ctx context.Context, want map[fleet.Slot]int) er
 	return g.w.call(func() error { return g.w.router.SetWeights(ctx, want) })
 }
 
-func (g guardRouter) Drain(ctx context.Context, s fleet.Slot) error {
+func (g guardRouter) Drain(ctx context.Context, s fleet.Slot, ids ...string) error {
 	if st, _ := g.w.look(); st.Weights[s] > 0 {
 		g.w.broken("drained slot %s, which has traffic", s)
 	}
-	return g.w.call(func() error { return g.w.router.Drain(ctx, s) })
+	return g.w.call(func() error { return g.w.router.Drain(ctx, s, ids...) })
 }
 
-func (g guardRouter) Detach(ctx context.Context, s fleet.Slot, force bool) (cut int, err error) {
+func (g guardRouter) Detach(ctx context.Context, s fleet.Slot, force bool, ids ...string) (cut int, err error) {
 	st, _ := g.w.look()
 	if st.Weights[s] > 0 {
 		g.w.broken("detached slot %s, which has traffic", s)
@@ -210,7 +214,7 @@ func (g guardRouter) Detach(ctx context.Context, s fleet.Slot, force bool) (cut 
 			g.w.broken("detached %s, which was not drained", m.ID)
 		}
 	}
-	err = g.w.call(func() (err error) { cut, err = g.w.router.Detach(ctx, s, force); return err })
+	err = g.w.call(func() (err error) { cut, err = g.w.router.Detach(ctx, s, force, ids...); return err })
 	return cut, err
 }
 

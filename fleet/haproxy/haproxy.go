@@ -21,6 +21,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -226,22 +227,27 @@ func (r *Router) Ready(ctx context.Context, s fleet.Slot) error {
 }
 
 // Drain implements fleet.Router.
-func (r *Router) Drain(ctx context.Context, s fleet.Slot) error {
+func (r *Router) Drain(ctx context.Context, s fleet.Slot, ids ...string) error {
 	if err := checkSlot(s); err != nil {
 		return err
 	}
 	return r.change(ctx, func(want *members, _ map[fleet.Slot][]fleet.MemberStatus) error {
 		for _, m := range want.of(s) {
-			m.Ready = false
+			if meant(m.ID, ids) {
+				m.Ready = false
+			}
 		}
 		return nil
 	})
 }
 
+// meant: no names are all.
+func meant(id string, names []string) bool { return len(names) == 0 || slices.Contains(names, id) }
+
 // Detach implements fleet.Router. It drains first; with ErrBusy the members
 // stay, drained.
-func (r *Router) Detach(ctx context.Context, s fleet.Slot, force bool) (cut int, err error) {
-	if err := r.Drain(ctx, s); err != nil {
+func (r *Router) Detach(ctx context.Context, s fleet.Slot, force bool, ids ...string) (cut int, err error) {
+	if err := r.Drain(ctx, s, ids...); err != nil {
 		return 0, err
 	}
 	err = r.locked(ctx, func() error {
@@ -249,6 +255,7 @@ func (r *Router) Detach(ctx context.Context, s fleet.Slot, force bool) (cut int,
 		if err != nil {
 			return err
 		}
+		live[s] = slices.DeleteFunc(live[s], func(m fleet.MemberStatus) bool { return !meant(m.ID, ids) })
 		var busy []string
 		for _, m := range live[s] {
 			if m.InFlight > 0 {
@@ -262,7 +269,7 @@ func (r *Router) Detach(ctx context.Context, s fleet.Slot, force bool) (cut int,
 		if err != nil {
 			return err
 		}
-		want.clear(s)
+		want.clear(s, ids)
 		if err := r.writeMembers(want); err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"github.com/rebake/rebake/internal/atomicfile"
 	"os"
+	"slices"
 
 	"github.com/rebake/rebake/fleet"
 )
@@ -40,7 +41,10 @@ func (m *members) put(s fleet.Slot, add fleet.Member) {
 	}
 }
 
-func (m *members) clear(s fleet.Slot) { delete(m.Slots, s) }
+// clear forgets the named members of a slot, all of them without names.
+func (m *members) clear(s fleet.Slot, names []string) {
+	m.Slots[s] = slices.DeleteFunc(m.Slots[s], func(one *member) bool { return meant(one.ID, names) })
+}
 
 func (r *Router) readMembers() (members, error) {
 	m := members{Slots: map[fleet.Slot][]*member{}}

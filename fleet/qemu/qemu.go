@@ -179,6 +179,20 @@ func (p *Pool) Launch(ctx context.Context, id fleet.GroupID, spec fleet.Spec) er
 	})
 }
 
+// End implements fleet.Pool.
+func (p *Pool) End(ctx context.Context, id fleet.GroupID, instance string) error {
+	if err := p.check(id); err != nil {
+		return err
+	}
+	if instanceNumber(id, instance) == 0 {
+		return fmt.Errorf("instance %q is none of the group's", instance)
+	}
+	if _, err := os.Stat(p.deps.State.Fleet(id.Fleet)); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return p.locked(ctx, func() error { return p.end(ctx, instance) })
+}
+
 // Retire implements fleet.Pool.
 func (p *Pool) Retire(ctx context.Context, id fleet.GroupID) error {
 	if err := p.check(id); err != nil {

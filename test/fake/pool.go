@@ -90,12 +90,15 @@ func (p *Pool) Launch(ctx context.Context, id fleet.GroupID, spec fleet.Spec) er
 	if g.Image != spec.Image.Digest {
 		return fmt.Errorf("group %s runs another image", id.Deployment)
 	}
-	if len(g.Instances) > spec.Size {
-		g.Instances = g.Instances[:spec.Size]
+	names := make([]string, spec.Size)
+	for n := range names {
+		names[n] = fmt.Sprintf("%s-%s-%d-%.26s", id.Fleet, id.Slot, n+1, id.Deployment)
 	}
-	for n := range spec.Size {
-		name := fmt.Sprintf("%s-%s-%d-%.26s", id.Fleet, id.Slot, n+1, id.Deployment)
-		if n < len(g.Instances) && p.running(g, g.Instances[n]) {
+	g.Instances = slices.DeleteFunc(g.Instances, func(i fleet.Instance) bool {
+		return !slices.Contains(names, i.ID) || !p.running(g, i) // one that died is made anew
+	})
+	for n, name := range names {
+		if n < len(g.Instances) && g.Instances[n].ID == name {
 			continue
 		}
 		if p.Max > 0 && p.count() >= p.Max {
@@ -107,11 +110,7 @@ func (p *Pool) Launch(ctx context.Context, id fleet.GroupID, spec fleet.Spec) er
 			inst.Ports[port] = fmt.Sprintf("127.0.%d.%d:%d", p.ports/250, p.ports%250+1, 10000+p.ports)
 		}
 		delete(g.killed, name)
-		if n < len(g.Instances) {
-			g.Instances[n] = inst
-		} else {
-			g.Instances = append(g.Instances, inst)
-		}
+		g.Instances = slices.Insert(g.Instances, n, inst)
 		p.peak = max(p.peak, p.count())
 	}
 	return nil
@@ -126,6 +125,20 @@ func (p *Pool) count() (n int) {
 		}
 	}
 	return n
+}
+
+// End implements fleet.Pool.
+func (p *Pool) End(ctx context.Context, id fleet.GroupID, instance string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if g := p.find(id); g != nil {
+		g.Instances = slices.DeleteFunc(g.Instances, func(i fleet.Instance) bool { return i.ID == instance })
+		delete(g.killed, instance)
+	}
+	return nil
 }
 
 // Retire implements fleet.Pool.

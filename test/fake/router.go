@@ -198,30 +198,38 @@ func (r *Router) SetWeights(ctx context.Context, w map[fleet.Slot]int) error {
 }
 
 // Drain implements fleet.Router.
-func (r *Router) Drain(ctx context.Context, s fleet.Slot) error {
+func (r *Router) Drain(ctx context.Context, s fleet.Slot, members ...string) error {
 	return r.with(ctx, func() error {
 		for _, m := range r.members[s] {
-			m.Admin = "drain"
+			if meant(m.ID, members) {
+				m.Admin = "drain"
+			}
 		}
 		return nil
 	})
 }
 
 // Detach implements fleet.Router.
-func (r *Router) Detach(ctx context.Context, s fleet.Slot, force bool) (cut int, err error) {
+func (r *Router) Detach(ctx context.Context, s fleet.Slot, force bool, members ...string) (cut int, err error) {
 	err = r.with(ctx, func() error {
 		for _, m := range r.members[s] {
+			if !meant(m.ID, members) {
+				continue
+			}
 			m.Admin = "drain"
 			if m.InFlight > 0 && !force {
 				return fmt.Errorf("%w: %s (%d)", fleet.ErrBusy, m.ID, m.InFlight)
 			}
 			cut += m.InFlight
 		}
-		delete(r.members, s)
+		r.members[s] = slices.DeleteFunc(r.members[s], func(m *member) bool { return meant(m.ID, members) })
 		return nil
 	})
 	return cut, err
 }
+
+// meant: no names are all.
+func meant(id string, names []string) bool { return len(names) == 0 || slices.Contains(names, id) }
 
 // Remove implements fleet.Router.
 func (r *Router) Remove(context.Context) error {
