@@ -93,6 +93,13 @@ type Endpoint struct {
 	Key      []byte          // the same as OpenSSH writes it, for a person's ssh
 	HostKeys []ssh.PublicKey // pinned; empty is refused
 	Ports    map[int]string  // guest port → host:port, for ports asked for at boot
+	Pipe     *Pipe           // nil: there is none
+}
+
+// Pipe is a way for bytes into the guest beside the network: a virtio port.
+type Pipe struct {
+	Name string                                      // of the port, in /sys/class/virtio-ports
+	Dial func(ctx context.Context) (net.Conn, error) // one user at a time
 }
 
 // Dialer opens a connection to a guest's port; *Endpoint's Ports or a tunnel.

@@ -235,7 +235,7 @@ func (b *Builder) config(dir, disk string, base builder.Base, seed qemu.Seed) qe
 	return qemu.Config{
 		Name: "rebake-" + seed.Hostname, Dir: dir, RunDir: runDir(dir), Disk: disk, DiskFormat: "qcow2",
 		Memory: int64(b.cfg.Memory), CPUs: b.cfg.CPUs, Arch: b.cfg.Arch, Firmware: base.Firmware, MAC: buildMAC,
-		BindToOwner: true, Savable: qemu.CanSave, QuitAfter: b.cfg.Shutdown, Seed: seed,
+		BindToOwner: true, Pipe: true, Savable: qemu.CanSave, QuitAfter: b.cfg.Shutdown, Seed: seed,
 	}
 }
 
@@ -290,7 +290,8 @@ func (m *machine) Endpoint(ctx context.Context) (builder.Endpoint, error) {
 		user = "root"
 	}
 	ports := m.vm.Ports()
-	return builder.Endpoint{Addr: ports[22], User: user, Signer: m.login, HostKeys: []gossh.PublicKey{m.host}, Ports: ports}, nil
+	return builder.Endpoint{Addr: ports[22], User: user, Signer: m.login, HostKeys: []gossh.PublicKey{m.host}, Ports: ports,
+		Pipe: &builder.Pipe{Name: qemu.PipeName, Dial: m.vm.Pipe}}, nil
 }
 
 // Capture implements builder.Machine.

@@ -270,8 +270,12 @@ func connect(ctx context.Context, m builder.Machine, timeout time.Duration) (*ss
 		return nil, err
 	}
 	event.Waiting(ctx, "SSH on %s as %s, at most %s", ep.Addr, ep.User, timeout)
+	var pipe ssh.Pipe
+	if ep.Pipe != nil {
+		pipe = ssh.Pipe{Name: ep.Pipe.Name, Dial: ep.Pipe.Dial}
+	}
 	return ssh.Dial(ctx, ssh.Target{Addr: ep.Addr, User: ep.User, Signer: ep.Signer, HostKeys: ep.HostKeys},
-		ssh.Options{Timeout: timeout, Alive: func() error {
+		ssh.Options{Timeout: timeout, Pipe: pipe, Alive: func() error {
 			select {
 			case <-m.Done():
 				return fmt.Errorf("the machine stopped; its console ends with:\n%s", indent(m.Console(2000)))

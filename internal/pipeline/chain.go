@@ -51,7 +51,7 @@ const DefaultMaxAge = 20 * time.Hour
 // bootLink is the machine as it boots.
 func bootLink(in artifact.Inputs) link {
 	var all artifact.Inputs
-	all.Add("format", "rebake-boot-v1")
+	all.Add("format", "rebake-boot-v2")
 	return link{name: "boot", inputs: in, key: (all + in).Digest()}
 }
 

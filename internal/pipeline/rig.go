@@ -49,6 +49,9 @@ const goOnWithin = time.Minute
 // firstCost is what a checkpoint is thought to cost before there was one.
 const firstCost = time.Second
 
+// lastWorth is how much longer than saving it the last steps must have taken.
+const lastWorth = 2
+
 // at is how many steps the machine has behind it.
 func (r *rig) at() int { return len(r.trail) - 1 }
 
@@ -205,7 +208,11 @@ func (k *bake) pause(ctx context.Context, r *rig, s step, b breakpoint) error {
 // longer than saving it. No failure of it is one of the build.
 func (r *rig) save(ctx context.Context) {
 	cp, ok := r.k.checkpoints()
-	if !ok || r.silent || ctx.Err() != nil || r.unsaved < r.cost && !r.k.outdates(ctx, cp, r.trail[r.at()].Key) {
+	worth := r.cost
+	if r.at() == len(r.k.steps) { // only a change of the seal or the tests would go on from it
+		worth *= lastWorth
+	}
+	if !ok || r.silent || ctx.Err() != nil || r.unsaved < worth && !r.k.outdates(ctx, cp, r.trail[r.at()].Key) {
 		return
 	}
 	links, _ := r.k.chain()

@@ -12,6 +12,9 @@ func esc(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 // ramFD is the descriptor that a savable machine finds its memory at.
 const ramFD = 3
 
+// PipeName is what the guest calls the port of Config.Pipe, in /sys/class/virtio-ports.
+const PipeName = "rebake.files"
+
 // args is the command line. No secret is in it: seeds go by file.
 func (c Config) args(accel Accel, ports map[int]int, seeds seedFiles) ([]string, error) {
 	arch := hostArch(c.Arch)
@@ -60,6 +63,12 @@ func (c Config) args(accel Accel, ports map[int]int, seeds seedFiles) ([]string,
 		"-device", "virtio-net-pci,netdev=net0,romfile=,mac=" + c.mac(),
 		"-object", "rng-random,id=rng0,filename=/dev/urandom",
 		"-device", "virtio-rng-pci,rng=rng0",
+	}
+	if c.Pipe {
+		a = append(a,
+			"-device", "virtio-serial-pci",
+			"-chardev", "socket,id=pipe0,path="+esc(c.pipe())+",server=on,wait=off",
+			"-device", "virtserialport,chardev=pipe0,name="+PipeName)
 	}
 	if c.Savable {
 		a = append(a, "-object", fmt.Sprintf("memory-backend-file,id=ram0,size=%dk,share=on,mem-path=/proc/self/fd/%d", c.Memory/1024, ramFD))

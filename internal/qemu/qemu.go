@@ -27,6 +27,7 @@ type Config struct {
 	QuitAfter   time.Duration // grace for a clean shutdown; 0: 60 s
 	Accel       Accel         // "": what DetectAccel finds
 	MAC         string        // "": follows from Dir
+	Pipe        bool          // a virtio port for bytes into the guest: VM.Pipe
 	Savable     bool          // Save will be called: only where CanSave, with BindToOwner
 	Resume      string        // directory that Save filled: go on from there instead of booting
 }

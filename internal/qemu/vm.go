@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -54,6 +55,7 @@ type VM struct {
 
 func (c Config) pidfile() string { return c.file("qemu.pid") }
 func (c Config) socket() string  { return filepath.Join(c.RunDir, "qmp.sock") }
+func (c Config) pipe() string    { return filepath.Join(c.RunDir, "pipe.sock") }
 
 // Start boots a machine and returns once QEMU runs it. Its directory may hold a
 // dead machine's files; a live one is an error. A forwarded host port that
@@ -465,4 +467,10 @@ func tail(b []byte, n int) []byte {
 		return b[len(b)-n:]
 	}
 	return b
+}
+
+// Pipe connects to the machine's end of Config.Pipe.
+func (vm *VM) Pipe(ctx context.Context) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", vm.cfg.pipe())
 }

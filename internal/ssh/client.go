@@ -23,7 +23,8 @@ type Client struct {
 	opts   Options
 	slots  chan struct{} // sessions in use
 
-	noTar, noSFTP atomic.Bool // what the guest was found not to have
+	noTar, noSFTP, noPipe atomic.Bool // what the guest was found not to have
+	piping                sync.Mutex  // the pipe has one user at a time
 
 	redial sync.Mutex // held while reconnecting
 	mu     sync.Mutex

@@ -29,6 +29,14 @@ type Options struct {
 	Grace     time.Duration // how long a refusal (key, host key) is retried: a guest may still be configuring itself; 0: 20 s
 	Keepalive time.Duration // between two probes of an idle connection; 0: 5 s
 	Dead      time.Duration // a guest that answers nothing for this long is gone; 0: 60 s
+	Pipe      Pipe          // the zero value: there is none
+}
+
+// Pipe is a way for bytes into the guest that needs no network and no cipher: a
+// virtio port of that name. Without KVM it is several times as fast as SSH.
+type Pipe struct {
+	Name string
+	Dial func(context.Context) (net.Conn, error)
 }
 
 func (o Options) withDefaults() Options {

@@ -2,6 +2,7 @@ package ssh
 
 import (
 	"archive/tar"
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -31,10 +32,14 @@ type entry struct {
 // which costs one round trip for all of them.
 const few = 4
 
+// packet is how much of a stream is gathered: SSH's largest packets are 32 KiB.
+const packet = 64 << 10
+
 var errNoTool = errors.New("the guest has no tool for it")
 
 // Upload implements provisioner.Guest. It takes the fastest way that the guest
-// has: one tar stream, sftp with many writes in flight, or `cat`.
+// has: a pipe beside the network, one tar stream, sftp with many writes in
+// flight, or `cat`.
 func (c *Client) Upload(ctx context.Context, dst string, src fs.FS) error {
 	list, err := walk(src)
 	if err != nil {
@@ -43,6 +48,9 @@ func (c *Client) Upload(ctx context.Context, dst string, src fs.FS) error {
 	ways := []func(context.Context, string, fs.FS, []entry) error{c.uploadTar, c.uploadSFTP, c.uploadCat}
 	if len(list) <= few && plain(list) {
 		ways[0], ways[1] = ways[1], ways[0]
+	}
+	if c.worthPiping(list) {
+		ways = append([]func(context.Context, string, fs.FS, []entry) error{c.uploadPipe}, ways...)
 	}
 	for _, way := range ways {
 		err = way(ctx, dst, src, list)
@@ -108,7 +116,13 @@ func (c *Client) uploadTar(ctx context.Context, dst string, src fs.FS, list []en
 	pr, pw := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		err := writeTar(pw, src, list)
+		// Each write into the pipe becomes a packet, and a packet costs a guest
+		// without KVM a millisecond: headers and small files travel together.
+		out := bufio.NewWriterSize(pw, packet)
+		err := writeTar(out, src, list)
+		if err == nil {
+			err = out.Flush()
+		}
 		if err != nil && !errors.Is(err, io.ErrClosedPipe) {
 			cancel(err) // ends the remote tar, which cannot know why its input stopped
 		}
@@ -161,22 +175,7 @@ func (c *Client) closeDirs(ctx context.Context, dst string, list []entry) error 
 func writeTar(w io.Writer, src fs.FS, list []entry) error {
 	tw := tar.NewWriter(w)
 	for _, e := range list {
-		h := &tar.Header{
-			Name: "./" + e.name, Mode: int64(unixMode(e.info.Mode())), ModTime: e.info.ModTime(),
-			Format: tar.FormatGNU, Typeflag: tar.TypeReg,
-		}
-		if h.ModTime.IsZero() {
-			h.ModTime = time.Now()
-		}
-		switch {
-		case e.info.IsDir():
-			h.Typeflag, h.Name = tar.TypeDir, h.Name+"/"
-			h.Mode |= 0o700 // or a plain user's tar could put nothing in it; closeDirs
-		case e.info.Mode().Type() == fs.ModeSymlink:
-			h.Typeflag, h.Linkname = tar.TypeSymlink, e.link
-		default:
-			h.Size = e.info.Size()
-		}
+		h := tarHeader(e)
 		if err := tw.WriteHeader(h); err != nil {
 			return err
 		}
@@ -188,6 +187,26 @@ func writeTar(w io.Writer, src fs.FS, list []entry) error {
 		}
 	}
 	return tw.Close()
+}
+
+func tarHeader(e entry) *tar.Header {
+	h := &tar.Header{
+		Name: "./" + e.name, Mode: int64(unixMode(e.info.Mode())), ModTime: e.info.ModTime(),
+		Format: tar.FormatGNU, Typeflag: tar.TypeReg,
+	}
+	if h.ModTime.IsZero() {
+		h.ModTime = time.Now()
+	}
+	switch {
+	case e.info.IsDir():
+		h.Typeflag, h.Name = tar.TypeDir, h.Name+"/"
+		h.Mode |= 0o700 // or a plain user's tar could put nothing in it; closeDirs
+	case e.info.Mode().Type() == fs.ModeSymlink:
+		h.Typeflag, h.Linkname = tar.TypeSymlink, e.link
+	default:
+		h.Size = e.info.Size()
+	}
+	return h
 }
 
 func copyFile(w io.Writer, src fs.FS, name string) error {
