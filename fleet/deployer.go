@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"reflect"
 	"time"
 
@@ -20,6 +19,7 @@ var (
 	ErrBlocked    = errors.New("deployment is blocked")
 	ErrUnfinished = errors.New("another deployment is unfinished")
 	ErrNothing    = errors.New("nothing to do")
+	ErrPaused     = errors.New("deployment is paused")
 )
 
 // Deployer carries deployments of one fleet out. Each method takes the fleet's
@@ -35,6 +35,9 @@ type Deployer struct {
 	Ask    Ask           // the gates that are not judged from counters; nil: there are none
 	Notify Notify        // nil: nobody is told
 	Poll   time.Duration // between looks; default 50ms
+
+	now   func() time.Time    // tests: another clock
+	sleep func(time.Duration) // tests: moves it
 
 	open func() (log, []journal.Record, error)  // tests: another journal
 	take func(dir string) (func() error, error) // tests: another lock
@@ -89,7 +92,7 @@ func (d *Deployer) Deploy(ctx context.Context, req Request) (Result, error) {
 				return Result{Record: *r}, err
 			}
 		} else if r != nil {
-			if r.State == Blocked || !reflect.DeepEqual(r.New.Spec, req.Spec) {
+			if r.State == Blocked || r.State == Paused || !reflect.DeepEqual(r.New.Spec, req.Spec) {
 				return Result{Record: *r}, unfinished(*r)
 			}
 			event.Infof(ctx, "going on with deployment %s, which was cut off in state %q", r.ID, r.State)
@@ -118,17 +121,28 @@ func (d *Deployer) Resume(ctx context.Context, wait bool) (Result, error) {
 	return d.session(ctx, func(s *session) (Result, error) {
 		r := s.history.Unfinished()
 		if r == nil {
-			if last, _ := s.history.Kept(); last != nil {
-				return Result{Record: *s.history.Last()}, s.tend(ctx, wait)
+			if last := s.history.Last(); last != nil && last.State.Resting() {
+				err := s.tend(ctx, wait)
+				return Result{Record: *s.history.Last()}, err
 			}
 			return Result{}, fmt.Errorf("%w: no deployment of %s is unfinished", ErrNothing, d.Config.Name)
 		}
-		if r.State == Blocked {
+		switch r.State {
+		case Blocked:
 			if err := s.unblock(ctx, r); err != nil {
 				return Result{Record: *r}, err
 			}
+		case Paused: // a person says that it is good
+			o, err := s.observe(ctx)
+			if err != nil {
+				return Result{Record: *r}, err
+			}
+			next, _ := r.proceed(look(*r, o), r.Policy, s.clock())
+			if err := s.write(ctx, &next, kindState, nil, nil); err != nil {
+				return Result{Record: *r}, err
+			}
 		}
-		return s.finish(ctx, *r, wait)
+		return s.finish(ctx, *s.history.Last(), wait)
 	})
 }
 
@@ -244,6 +258,9 @@ func (d *Deployer) Status(ctx context.Context) (Status, error) {
 }
 
 func unfinished(r Record) error {
+	if r.State == Paused {
+		return fmt.Errorf("%w: %s to %s; `rebake deploy resume %s` goes on, `rebake deploy abort %s` goes back", ErrPaused, r.ID, name(r.New), r.Fleet, r.Fleet)
+	}
 	if r.State == Blocked {
 		return fmt.Errorf("%w: %s; `rebake deploy resume %s` tries again, `rebake deploy abort %s` goes back, `rebake deploy --redeploy` gives it up for another image", ErrBlocked, r.Reason, r.Fleet, r.Fleet)
 	}
@@ -252,42 +269,6 @@ func unfinished(r Record) error {
 }
 
 func name(r Release) string { return r.Spec.Image.Name + ":" + r.Spec.Image.Version }
-
-// session is one call that holds the lock and the open journal.
-type session struct {
-	*Deployer
-	log     log
-	history History
-}
-
-func (d *Deployer) session(ctx context.Context, f func(*session) (Result, error)) (res Result, err error) {
-	take := d.take
-	if take == nil {
-		take = lock
-	}
-	unlock, err := take(d.Dir)
-	if err != nil {
-		return res, err
-	}
-	defer func() { err = errors.Join(err, unlock()) }()
-	open := d.open
-	if open == nil {
-		open = func() (log, []journal.Record, error) { return journal.Open(filepath.Join(d.Dir, journalName)) }
-	}
-	l, recs, err := open()
-	if err != nil {
-		return res, err
-	}
-	defer func() { err = errors.Join(err, l.Close()) }()
-	h, err := replay(recs)
-	if err != nil {
-		return res, err
-	}
-	s := &session{Deployer: d, log: l, history: h}
-	res, err = f(s)
-	res.Serving = s.history.Current()
-	return res, err
-}
 
 // start writes the plan of a new deployment and carries it out.
 func (s *session) start(ctx context.Context, req Request, rollback bool) (Result, error) {
@@ -304,35 +285,46 @@ func (s *session) start(ctx context.Context, req Request, rollback bool) (Result
 	}
 	who := me()
 	p := Plan{
-		ID: ulid.Make().String(), Fleet: s.Config.Name, By: who.User + "@" + who.Host, Began: time.Now().UTC(),
+		ID: ulid.Make().String(), Fleet: s.Config.Name, By: who.User + "@" + who.Host, Began: s.clock().UTC(),
 		Old: s.history.Current(), Base: o.Router.Weights, Policy: req.Policy, Rollback: rollback,
 	}
 	p.New = Release{Spec: req.Spec, Group: GroupID{Fleet: p.Fleet, Slot: Blue, Deployment: p.ID}}
 	if p.Old != nil {
 		p.New.Group.Slot = p.Old.Group.Slot.Other()
 	}
-	rec, err := s.log.Append(kindPlan, p)
-	if err != nil {
+	if err := p.Policy.fits(p.New.Spec.Size); err != nil {
 		return Result{}, err
 	}
-	h, err := replay([]journal.Record{rec})
-	if err != nil {
+	if err := s.append(ctx, kindPlan, p); err != nil {
 		return Result{}, err
 	}
-	s.history = append(s.history, h...)
-	return s.finish(ctx, h[0], req.Wait)
+	r := begin(p, s.clock())
+	s.history = append(s.history, r)
+	return s.finish(ctx, r, req.Wait)
 }
 
-// tend retires the kept old slot if its time is over, or anyway.
+// tend ends what only waits for its time (a kept old slot, failed instances in
+// quarantine, a pause) if that is over, or the first two anyway.
 func (s *session) tend(ctx context.Context, anyway bool) error {
-	_, r := s.history.Kept()
-	if r == nil || !anyway && time.Now().Before(r.Deadline) {
+	r := s.history.Last()
+	if r == nil {
+		return nil
+	}
+	if r.State.Finished() {
+		s.tell(ctx, r) // where a kill came before the hooks were told
+		return nil
+	}
+	if !r.State.Resting() || !anyway && s.clock().Before(r.Deadline) {
 		return nil
 	}
 	if anyway {
-		r.Deadline = time.Now()
+		r.Deadline = s.clock()
 	}
+	quarantined := r.State == Quarantined
 	_, err := s.finish(ctx, *r, true)
+	if quarantined && errors.Is(err, ErrRolledBack) {
+		return nil // that is what it was
+	}
 	return err
 }
 
@@ -348,13 +340,14 @@ func (s *session) back(ctx context.Context, r Record, reason string) (Result, er
 		if err != nil {
 			return Result{Record: r}, err
 		}
-		r, _ = r.goBack(look(r, o), r.Policy, time.Now(), orWord(r.Reason, reason))
+		s.accept(&r, o)
+		r, _ = r.goBack(look(r, o), r.Policy, s.clock(), orWord(r.Reason, reason))
 	case stopped.Proven():
 		return Result{Record: r}, fmt.Errorf("%w: the deployment is committed; `rebake deploy resume %s` finishes it, then `rebake rollback %s` goes back", ErrUnfinished, r.Fleet, r.Fleet)
 	case stopped.Undoable():
 		r.Abort = reason
 	}
-	if err := s.write(&r, kindState, nil, nil); err != nil {
+	if err := s.write(ctx, &r, kindState, nil, nil); err != nil {
 		return Result{Record: r}, err
 	}
 	res, err := s.finish(ctx, r, true)
@@ -371,17 +364,25 @@ func (s *session) unblock(ctx context.Context, r *Record) error {
 	if err != nil {
 		return err
 	}
-	if !same(o.Router.Weights, r.Live()) {
-		r.Weights = append(r.Weights, Change{Time: time.Now().UTC(), Weights: o.Router.Weights})
-	}
+	s.accept(r, o)
 	p := r.Policy
-	next, _ := r.enter(r.Stopped, time.Now(), map[State]time.Duration{
+	next, _ := r.enter(r.Stopped, s.clock(), map[State]time.Duration{
 		Planned: p.Drain, Provisioning: p.Launch, Warming: p.Within, Verifying: p.Verify, Shifting: p.Restore, Holding: p.Steps[r.Step].Hold,
 		Baking: p.KeepOld, Retiring: p.Drain, Restoring: p.Restore, DrainingNew: p.Drain, DestroyNew: p.Launch,
+		Shrinking: p.Drain, Paused: p.Steps[r.Step].PauseFor,
 	}[r.Stopped])
+	next.Findings, next.Samples, next.Marks = nil, nil, Marks{} // the gates are asked again
 	next.Stopped, next.Wrong, next.Sick, next.Flaps, next.Pending = "", time.Time{}, time.Time{}, 0, nil
 	*r = next
-	return s.write(r, kindState, nil, nil)
+	return s.write(ctx, r, kindState, nil, nil)
+}
+
+// accept takes the router's weights as right: a human looked.
+func (s *session) accept(r *Record, o Observation) {
+	if !same(o.Router.Weights, r.Live()) {
+		r.Weights = append(r.Weights, Change{Time: s.clock().UTC(), Weights: o.Router.Weights, Found: true})
+	}
+	r.Pending = nil
 }
 
 // giveUp ends a blocked deployment where it is, so that a fix can be deployed:
@@ -403,16 +404,16 @@ func (s *session) giveUp(ctx context.Context, r Record) error {
 	}
 	if !same(o.Router.Weights, want) {
 		r.Pending = want
-		if err := s.write(&r, kindIntent, &Action{Op: Weigh, Weights: want}, nil); err != nil {
+		if err := s.write(ctx, &r, kindIntent, &Action{Op: Weigh, Weights: want}, nil); err != nil {
 			return err
 		}
 		if err := s.Router.SetWeights(ctx, want); err != nil {
 			return err
 		}
-		r.Pending, r.Weights = nil, append(r.Weights, Change{Time: time.Now().UTC(), Weights: want})
+		r.Pending, r.Weights = nil, append(r.Weights, Change{Time: s.clock().UTC(), Weights: want})
 	}
-	r, _ = r.enter(RolledBack, time.Now(), 0)
-	return s.write(&r, kindState, nil, nil)
+	r, _ = r.enter(RolledBack, s.clock(), 0)
+	return s.write(ctx, &r, kindState, nil, nil)
 }
 
 // sweep ends groups that no deployment knows, of slots that the router has empty.
@@ -421,12 +422,19 @@ func (s *session) sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := s.lease(ctx); err != nil {
+		return err
+	}
 	known := map[GroupID]bool{}
 	if c := s.history.Current(); c != nil {
 		known[c.Group] = true
 	}
 	if k, _ := s.history.Kept(); k != nil {
 		known[k.Group] = true
+	}
+	if l := s.history.Last(); l != nil && !l.State.Finished() {
+		base, _ := l.base()
+		known[l.New.Group], known[base] = true, true
 	}
 	for _, g := range o.Groups {
 		if known[g.ID] || len(o.Router.Members[g.ID.Slot]) > 0 && !noneOf(o, g) {

@@ -4,17 +4,20 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/internal/journal"
 )
 
-// Kinds of journal records. All but a plan and a note hold the whole Progress.
+// Kinds of journal records. Transitions, intents and effects hold the whole Progress.
 const (
 	kindPlan   = "plan"
 	kindState  = "transition"
 	kindIntent = "intent"
 	kindEffect = "effect"
+	kindLease  = "lease" // who acts from here on, and its epoch
+	kindTold   = "told"  // the hooks were told of a stage
 )
 
 // entry is the data of a journal record other than a plan.
@@ -23,6 +26,27 @@ type entry struct {
 	Action     *Action  `json:"action,omitempty"`
 	Err        string   `json:"error,omitempty"`
 	Progress   Progress `json:"progress"`
+}
+
+// told says that the hooks heard of a stage.
+type told struct {
+	Deployment string `json:"deployment"`
+	Stage      string `json:"stage"`
+}
+
+func begin(p Plan, at time.Time) Record {
+	return Record{Plan: p, Progress: Progress{State: Planned, Since: at, Deadline: at.Add(p.Policy.Drain)}}
+}
+
+// lastEpoch is the highest epoch that the records know.
+func lastEpoch(recs []journal.Record) (n int64) {
+	for _, rec := range recs {
+		var l lease
+		if rec.Kind == kindLease && json.Unmarshal(rec.Data, &l) == nil {
+			n = max(n, l.Epoch)
+		}
+	}
+	return n
 }
 
 // History is every deployment of a fleet, oldest first.
@@ -46,7 +70,16 @@ func replay(recs []journal.Record) (History, error) {
 			if err := json.Unmarshal(rec.Data, &p); err != nil {
 				return nil, fmt.Errorf("%w: record %d: %w", journal.ErrCorrupt, rec.Seq, err)
 			}
-			h = append(h, Record{Plan: p, Progress: Progress{State: Planned, Since: rec.Time, Deadline: rec.Time.Add(p.Policy.Drain)}})
+			h = append(h, begin(p, rec.Time))
+		case kindTold:
+			var t told
+			if err := json.Unmarshal(rec.Data, &t); err != nil {
+				return nil, fmt.Errorf("%w: record %d: %w", journal.ErrCorrupt, rec.Seq, err)
+			}
+			if len(h) == 0 || h[len(h)-1].ID != t.Deployment {
+				return nil, fmt.Errorf("%w: record %d is of no known deployment", journal.ErrCorrupt, rec.Seq)
+			}
+			h[len(h)-1].Told = append(h[len(h)-1].Told, t.Stage)
 		case kindState, kindIntent, kindEffect:
 			var e entry
 			if err := json.Unmarshal(rec.Data, &e); err != nil {
@@ -72,7 +105,7 @@ func (h History) Last() *Record {
 // Unfinished is the deployment that `deploy resume` or `abort` would act on, or
 // nil. One that only keeps its old slot warm is finished as far as its user cares.
 func (h History) Unfinished() *Record {
-	if l := h.Last(); l != nil && !l.State.Finished() && l.State != Baking {
+	if l := h.Last(); l != nil && !l.State.Finished() && !l.State.Resting() {
 		return l
 	}
 	return nil
@@ -86,7 +119,7 @@ func (h History) Current() *Release {
 			return &r.New
 		case r.Old != nil:
 			return r.Old
-		case r.State == RolledBack:
+		case r.State == RolledBack, r.State == Quarantined:
 			return nil // the first of its line: nothing served before it
 		}
 	}

@@ -3,6 +3,7 @@ package fleet
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -73,18 +74,38 @@ func (p Policy) Complete() (Policy, error) {
 	if p.Retries == 0 {
 		p.Retries = 3
 	}
-	if p.OnFailure == "" {
-		p.OnFailure = "rollback"
+	for _, w := range []struct {
+		key  string
+		v    *string
+		good []string // the first is the default
+	}{
+		{"strategy", &p.Strategy, []string{BlueGreen, Rolling}},
+		{"on_failure", &p.OnFailure, []string{"rollback", "pause"}},
+		{"on_inconclusive", &p.OnInconclusive, []string{"fail", "pass", "pause"}},
+	} {
+		if *w.v == "" {
+			*w.v = w.good[0]
+		}
+		if !slices.Contains(w.good, *w.v) {
+			return p, fmt.Errorf("deploy.%s: %q is none of %s", w.key, *w.v, strings.Join(w.good, ", "))
+		}
 	}
-	if p.OnFailure != "rollback" && p.OnFailure != "pause" {
-		return p, fmt.Errorf("deploy.on_failure: %q is neither rollback nor pause", p.OnFailure)
+	if p.MinHealthy == 0 {
+		p.MinHealthy = 50
+	}
+	if p.MinHealthy < 0 || p.MinHealthy > 100 || p.MaxHold < 0 || p.Quarantine < 0 {
+		return p, fmt.Errorf("deploy: min_healthy %d %%, max_hold %s, quarantine %s: out of range", p.MinHealthy, p.MaxHold, p.Quarantine)
 	}
 	if p.Port < 1 || p.Port > 65535 {
 		return p, fmt.Errorf("deploy: %d is not a port that traffic can be sent to", p.Port)
 	}
+	var err error
+	if p.Gates, err = completeGates(p.Gates, p.Port); err != nil {
+		return p, err
+	}
 	last := 0
 	for _, s := range p.Steps {
-		if s.Permille <= last || s.Permille > 1000 || s.Hold < 0 {
+		if s.Permille <= last || s.Permille > 1000 || s.Hold < 0 || s.PauseFor < 0 {
 			return p, fmt.Errorf("deploy.steps: weights must rise from above 0 to 100 percent, %.1f follows %.1f", float64(s.Permille)/10, float64(last)/10)
 		}
 		last = s.Permille
@@ -92,5 +113,60 @@ func (p Policy) Complete() (Policy, error) {
 	if last < 1000 {
 		p.Steps = append(slices.Clone(p.Steps), Step{Permille: 1000})
 	}
+	if p.Strategy != Rolling {
+		p.Roll = Roll{}
+		return p, nil
+	}
+	if p.Roll.Batch == 0 {
+		p.Roll.Batch = 1
+	}
+	p.Steps, p.KeepOld = p.Steps[len(p.Steps)-1:], 0 // the hold of each batch; the old ones go as the new ones come
+	if p.Roll.Batch < 0 || p.Roll.MaxSurge < 0 || p.Roll.MaxUnavailable < 0 || p.Roll.MaxSurge+p.Roll.MaxUnavailable == 0 {
+		return p, fmt.Errorf("deploy: max_surge %d and max_unavailable %d: at least one of them must be above zero, or nothing can move", p.Roll.MaxSurge, p.Roll.MaxUnavailable)
+	}
 	return p, nil
+}
+
+func completeGates(gates []Gate, port int) ([]Gate, error) {
+	out, names := slices.Clone(gates), map[string]bool{}
+	for i, g := range out {
+		g, err := g.complete(port)
+		if err != nil {
+			return nil, err
+		}
+		if names[g.Name] {
+			return nil, fmt.Errorf("deploy.gates: two are named %q: give one another name", g.Name)
+		}
+		out[i], names[g.Name] = g, true
+	}
+	return out, nil
+}
+
+// fits refuses a size that the policy cannot replace.
+func (p Policy) fits(size int) error {
+	if need := p.floor(size); p.Strategy == Rolling && size-p.Roll.MaxUnavailable < need {
+		return fmt.Errorf("deploy.max_unavailable: %d of %d instances may be out, but min_healthy of %d %% wants %d to serve", p.Roll.MaxUnavailable, size, p.MinHealthy, need)
+	}
+	return nil
+}
+
+// floor is how many instances must be able to serve: min_healthy of the size, rounded up.
+func (p Policy) floor(size int) int { return (size*p.MinHealthy + 99) / 100 }
+
+// maxHold is how long a hold may last in all while the gates are inconclusive.
+func (p Policy) maxHold(hold time.Duration) time.Duration {
+	if p.MaxHold > 0 {
+		return max(hold, p.MaxHold)
+	}
+	return max(10*hold, time.Minute)
+}
+
+// baseline is how many fresh instances of the old image the gates compare with.
+func (p Policy) baseline() (n int) {
+	for _, g := range p.Gates {
+		if g.Canary != nil {
+			n = max(n, g.Canary.Baseline)
+		}
+	}
+	return n
 }

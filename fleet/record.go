@@ -15,7 +15,9 @@ const (
 	Warming      State = "warming"      // waits until the router finds them healthy
 	Verifying    State = "verifying"    // runs the gate in each
 	Shifting     State = "shifting"     // writes the weights of step Step
-	Holding      State = "holding"      // watches the new slot for the step's hold
+	Holding      State = "holding"      // watches the new slot for the step's hold, and asks the gates
+	Paused       State = "paused"       // a step's hold went well: waits for a person's word
+	Shrinking    State = "shrinking"    // rolling: takes old instances out
 	Baking       State = "baking"       // promoted; the old slot is kept warm until the deadline
 	Committed    State = "committed"    // the point of no return: the image is proven
 	Retiring     State = "retiring"     // drains, detaches and ends the old slot
@@ -23,6 +25,7 @@ const (
 
 	Restoring   State = "restoring"    // gives the traffic back to the old slot
 	DrainingNew State = "draining new" // lets the new slot's requests end
+	Quarantined State = "quarantined"  // the new instances stay for a look, without traffic
 	DestroyNew  State = "destroy new"  // ends the new instances
 	RolledBack  State = "rolled back"
 
@@ -34,8 +37,11 @@ func (s State) Finished() bool { return s == Done || s == RolledBack }
 
 // Undoable says that a failure or an abort leads back to the old slot.
 func (s State) Undoable() bool {
-	return slices.Contains([]State{Planned, Provisioning, Warming, Verifying, Shifting, Holding, Baking}, s)
+	return slices.Contains([]State{Planned, Provisioning, Warming, Verifying, Shifting, Holding, Paused, Shrinking, Baking}, s)
 }
+
+// Resting says that only time is waited for: the fleet's user need not.
+func (s State) Resting() bool { return s == Baking || s == Quarantined }
 
 // Proven says that the new image was committed.
 func (s State) Proven() bool { return s == Committed || s == Retiring || s == Done }
@@ -63,7 +69,8 @@ type Plan struct {
 // Change is one traffic write.
 type Change struct {
 	Time    time.Time    `json:"time"`
-	Weights map[Slot]int `json:"weights"` // permille
+	Weights map[Slot]int `json:"weights"`         // permille
+	Found   bool         `json:"found,omitempty"` // somebody else's, taken as right by a person
 }
 
 // Progress is what changes: each later record of the journal holds it whole,
@@ -92,12 +99,41 @@ type Progress struct {
 	Waived   string         `json:"waived,omitempty"`   // a safety margin that could not be kept, and why
 	Evidence string         `json:"evidence,omitempty"` // what the pool knows of the failed group
 	KeptNew  bool           `json:"kept_new,omitempty"` // given up while blocked, with the new slot serving
+
+	Findings []Finding `json:"findings,omitempty"` // the last of each gate at each step
+	Samples  []Sample  `json:"samples,omitempty"`  // of this hold
+	Marks    Marks     `json:"marks,omitzero"`     // where the next sample begins
+	WantNew  int       `json:"want_new,omitempty"` // rolling: instances of the new image that this turn is to reach
+	WantOld  int       `json:"want_old,omitempty"` // and of the old one
+	Turns    int       `json:"turns,omitempty"`    // rolling: batches begun
+	Left     []string  `json:"left,omitempty"`     // what could not be removed; `rebake gc` tries again
+	Told     []string  `json:"told,omitempty"`     // stages that the hooks were told of
 }
 
 // Record is a deployment.
 type Record struct {
 	Plan
 	Progress
+}
+
+// target is how many new instances there shall be now.
+func (r Record) target() int {
+	if r.rolling() {
+		return r.WantNew
+	}
+	return r.New.Spec.Size
+}
+
+// rolling: the first deployment of a fleet is never.
+func (r Record) rolling() bool { return r.Policy.Strategy == Rolling && r.Old != nil }
+
+// base is the group of fresh instances of the old image that the new ones are
+// compared with: in the old slot, of this deployment.
+func (r Record) base() (id GroupID, size int) {
+	if r.Old == nil || r.rolling() {
+		return GroupID{}, 0
+	}
+	return GroupID{Fleet: r.Fleet, Slot: r.Old.Group.Slot, Deployment: r.ID}, r.Policy.baseline()
 }
 
 // Live is what the last traffic write left, as far as the record knows.
@@ -119,8 +155,10 @@ func (r Record) SwapSeconds() float64 {
 // Verdict is the outcome in one word or two.
 func (r Record) Verdict() string {
 	switch {
-	case r.State == RolledBack:
+	case r.State == RolledBack, r.State == Quarantined:
 		return "rolled back"
+	case r.State == Paused:
+		return "paused"
 	case r.State == Blocked:
 		return "blocked"
 	case r.State == Baking, r.State.Proven():
@@ -151,6 +189,7 @@ const (
 	Detach   Op = "detach"
 	Evidence Op = "evidence"
 	Retire   Op = "retire"
+	End      Op = "end" // one instance
 )
 
 // Action is one call, or none. Each may be repeated without harm.
@@ -158,7 +197,10 @@ type Action struct {
 	Op      Op           `json:"op"`
 	Slot    Slot         `json:"slot,omitempty"`
 	Group   GroupID      `json:"group,omitzero"`
+	Size    int          `json:"size,omitempty"` // of Launch
 	Members []Member     `json:"members,omitempty"`
+	Names   []string     `json:"names,omitempty"` // of Drain and Detach: these alone; of End: the one
+	Step    int          `json:"step,omitempty"`  // of Verify: index of the step, -1 before traffic
 	Weights map[Slot]int `json:"weights,omitempty"`
 	Force   bool         `json:"force,omitempty"`
 	For     string       `json:"for,omitempty"` // of Wait: what for, in words

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/rebake/rebake/internal/event"
@@ -19,19 +20,28 @@ const maxEvidence = 64 << 10
 // rolled back, blocked, or only keeps its old slot (unless wait).
 func (s *session) finish(ctx context.Context, r Record, wait bool) (Result, error) {
 	var err error
+	s.tell(ctx, &r)
 	for !r.State.Finished() && r.State != Blocked {
-		if r.State == Baking && !wait && r.Abort == "" && time.Now().Before(r.Deadline) {
-			event.Infof(ctx, "the old instances stay warm until %s: `rebake rollback %s` goes back at once", r.Deadline.Local().Format("15:04:05"), r.Fleet)
+		if r.State.Resting() && !wait && r.Abort == "" && s.clock().Before(r.Deadline) && s.settled(ctx, r) {
+			what := "the old instances stay warm until %s: `rebake rollback %s` goes back at once"
+			if r.State == Quarantined {
+				what = "the failed instances stay for a look, without traffic, until %s (`rebake fleet logs %s`)"
+			}
+			event.Infof(ctx, what, r.Deadline.Local().Format("15:04:05"), r.Fleet)
 			break
+		}
+		if r.State == Paused && r.Abort == "" && (r.Deadline.Equal(r.Since) || s.clock().Before(r.Deadline)) {
+			return Result{Record: r}, fmt.Errorf("%w at %d%%: `rebake deploy resume %s` goes on, `rebake deploy abort %s` goes back", ErrPaused, r.Policy.Steps[r.Step].Permille/10, r.Fleet, r.Fleet)
 		}
 		r, err = event.Do(ctx, r.title(), func(ctx context.Context) (Record, error) { return s.stay(ctx, r) })
 		*s.history.Last() = r
 		if err != nil {
 			return Result{Record: r}, err
 		}
+		s.tell(ctx, &r)
 	}
 	switch r.State {
-	case RolledBack:
+	case RolledBack, Quarantined:
 		return Result{Record: r}, fmt.Errorf("%w: %s", ErrRolledBack, r.Reason)
 	case Blocked:
 		return Result{Record: r}, unfinished(r)
@@ -46,15 +56,19 @@ func (r Record) title() string {
 	case Planned:
 		return fmt.Sprintf("deploy %s to slot %s", name(r.New), slot)
 	case Provisioning:
-		return fmt.Sprintf("start %d %s instances", r.New.Spec.Size, slot)
+		return fmt.Sprintf("start %s instances (%d)", slot, r.target())
 	case Warming:
 		return fmt.Sprintf("warm up slot %s", slot)
 	case Verifying:
 		return fmt.Sprintf("verify slot %s", slot)
 	case Shifting:
-		return fmt.Sprintf("shift %d%% of traffic to slot %s", r.Policy.Steps[r.Step].Permille/10, slot)
+		return fmt.Sprintf("shift %d%% of traffic to slot %s", r.share(r.Policy)[slot]/10, slot)
 	case Holding:
-		return fmt.Sprintf("hold at %d%%", r.Policy.Steps[r.Step].Permille/10)
+		return fmt.Sprintf("hold at %d%%", r.share(r.Policy)[slot]/10)
+	case Shrinking:
+		return fmt.Sprintf("take old instances out, down to %d", r.WantOld)
+	case Quarantined:
+		return "keep the failed instances"
 	case Baking:
 		return "keep the old instances"
 	case Committed:
@@ -85,22 +99,22 @@ func (s *session) stay(ctx context.Context, r Record) (Record, error) {
 				return r, context.Cause(ctx)
 			}
 			if lost.IsZero() {
-				lost = time.Now()
+				lost = s.clock()
 				event.Warnf(ctx, "%v; trying again for %s", err, blind)
 			}
-			if time.Since(lost) >= blind {
-				r, _ = r.block(time.Now(), "%v for %s", err, blind)
-				return r, s.write(&r, kindState, nil, nil)
+			if s.clock().Sub(lost) >= blind {
+				r, _ = r.block(s.clock(), "%v for %s", err, blind)
+				return r, s.write(ctx, &r, kindState, nil, nil)
 			}
 			s.pause(ctx, 10)
 			continue
 		}
 		lost = time.Time{}
-		next, act := Next(r, o, r.Policy, time.Now())
-		changed := next.State != r.State || next.Drained != r.Drained || next.Sick != r.Sick
+		next, act := Next(r, o, r.Policy, s.clock())
+		changed := next.State != r.State || next.Drained != r.Drained || next.Sick != r.Sick || next.WantOld != r.WantOld || next.WantNew != r.WantNew
 		r = next
 		if changed {
-			if err := s.write(&r, kindState, nil, nil); err != nil {
+			if err := s.write(ctx, &r, kindState, nil, nil); err != nil {
 				return r, err
 			}
 		}
@@ -127,15 +141,15 @@ func (s *session) stay(ctx context.Context, r Record) (Record, error) {
 // act does one action: checked, its intent written before it, its effect after.
 // What the pool or the router refuses is kept in the record for Next to judge.
 func (s *session) act(ctx context.Context, r Record, o Observation, a Action) (Record, error) {
-	if err := Check(r, o, a, time.Now()); err != nil {
-		r, _ = r.block(time.Now(), "%v", err)
-		return r, s.write(&r, kindState, nil, nil)
+	if err := Check(r, o, a, s.clock()); err != nil {
+		r, _ = r.block(s.clock(), "%v", err)
+		return r, s.write(ctx, &r, kindState, nil, nil)
 	}
 	if a.Op == Weigh {
 		r.Pending = a.Weights
 		r.Touched = r.Touched || a.Weights[r.New.Group.Slot] > 0
 	}
-	if err := s.write(&r, kindIntent, &a, nil); err != nil {
+	if err := s.write(ctx, &r, kindIntent, &a, nil); err != nil {
 		return r, err
 	}
 	err := s.do(ctx, &r, o, a)
@@ -148,7 +162,7 @@ func (s *session) act(ctx context.Context, r Record, o Observation, a Action) (R
 	} else {
 		r.Failures, r.LastErr = 0, ""
 	}
-	if err := s.write(&r, kindEffect, &a, err); err != nil {
+	if err := s.write(ctx, &r, kindEffect, &a, err); err != nil {
 		return r, err
 	}
 	if r.Failures > 0 {
@@ -158,14 +172,21 @@ func (s *session) act(ctx context.Context, r Record, o Observation, a Action) (R
 }
 
 func (s *session) do(ctx context.Context, r *Record, o Observation, a Action) error {
-	if left := time.Until(r.Deadline); left > 0 { // a call may not outlast its state by much
+	if left := r.Deadline.Sub(s.clock()); left > 0 { // a call may not outlast its state by much
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, left+5*time.Second)
 		defer cancel()
 	}
 	switch a.Op {
 	case Launch:
-		return s.Pool.Launch(ctx, a.Group, r.New.Spec)
+		spec := r.New.Spec
+		if a.Group != r.New.Group { // the baseline, or the old ones of a rolling deployment again
+			spec = r.Old.Spec
+		}
+		spec.Size = a.Size
+		return s.Pool.Launch(ctx, a.Group, spec)
+	case End:
+		return s.Pool.End(ctx, a.Group, a.Names[0])
 	case Attach:
 		return s.Router.Attach(ctx, a.Slot, a.Members)
 	case Ready:
@@ -175,16 +196,16 @@ func (s *session) do(ctx context.Context, r *Record, o Observation, a Action) er
 		}
 		return err
 	case Verify:
-		return s.gate(ctx, r, o)
+		return s.verify(ctx, r, o, a.Step)
 	case Weigh:
 		if err := s.Router.SetWeights(ctx, a.Weights); err != nil {
 			return err
 		}
-		r.Pending, r.Weights = nil, append(r.Weights, Change{Time: time.Now().UTC(), Weights: a.Weights})
+		r.Pending, r.Weights = nil, append(r.Weights, Change{Time: s.clock().UTC(), Weights: a.Weights})
 	case Drain:
-		return s.Router.Drain(ctx, a.Slot)
+		return s.Router.Drain(ctx, a.Slot, a.Names...)
 	case Detach:
-		cut, err := s.Router.Detach(ctx, a.Slot, a.Force)
+		cut, err := s.Router.Detach(ctx, a.Slot, a.Force, a.Names...)
 		r.Cut += cut
 		if cut > 0 {
 			event.Warnf(ctx, "%d requests in flight were cut after %s", cut, r.Policy.Drain)
@@ -210,19 +231,6 @@ func (s *session) do(ctx context.Context, r *Record, o Observation, a Action) er
 	return nil
 }
 
-func (s *session) gate(ctx context.Context, r *Record, o Observation) error {
-	if s.Gate != nil {
-		for _, i := range look(*r, o).instances() {
-			event.Waiting(ctx, "the gate in %s", i.ID)
-			if err := s.Gate(ctx, i); err != nil {
-				return fmt.Errorf("%s did not pass the gate: %w", i.ID, err)
-			}
-		}
-	}
-	r.Verified = true
-	return nil
-}
-
 // observe looks at pool and router, which is started if it is not up.
 func (s *session) observe(ctx context.Context) (o Observation, err error) {
 	if o.Router, err = s.Router.Status(ctx); err != nil {
@@ -245,23 +253,14 @@ func (s *session) observe(ctx context.Context) (o Observation, err error) {
 	return o, nil
 }
 
-// write appends the record's progress to the journal and to the history.
-func (s *session) write(r *Record, kind string, a *Action, failed error) error {
-	e := entry{Deployment: r.ID, Action: a, Progress: r.Progress}
-	if failed != nil {
-		e.Err = failed.Error()
-	}
-	if _, err := s.log.Append(kind, e); err != nil {
-		return fmt.Errorf("%w; nothing more is done until `rebake deploy resume %s`", err, r.Fleet)
-	}
-	*s.history.Last() = *r
-	return nil
-}
-
 func (s *session) pause(ctx context.Context, times int) {
 	poll := s.Poll
 	if poll <= 0 {
 		poll = 50 * time.Millisecond
+	}
+	if s.sleep != nil {
+		s.sleep(time.Duration(times) * poll)
+		return
 	}
 	t := time.NewTimer(time.Duration(times) * poll)
 	defer t.Stop()
@@ -269,4 +268,23 @@ func (s *session) pause(ctx context.Context, times int) {
 	case <-ctx.Done():
 	case <-t.C:
 	}
+}
+
+// settled says that a resting state has nothing left to do but wait.
+func (s *session) settled(ctx context.Context, r Record) bool {
+	o, err := s.observe(ctx)
+	if err != nil {
+		return true // whoever comes next looks again
+	}
+	_, act := Next(r, o, r.Policy, s.clock())
+	return act.Op == Wait
+}
+
+// oneLine folds what others say into one line of at most 500 bytes.
+func oneLine(s string) string {
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) > 500 {
+		s = s[:497] + "..."
+	}
+	return strings.ToValidUTF8(s, "?")
 }

@@ -2,6 +2,8 @@ package fleet
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 )
@@ -21,10 +23,14 @@ type view struct {
 	oldHealthy, oldReady       int // ready: healthy and let in
 	oldInFlight                int
 	newInstances, oldInstances map[string]Instance
+
+	base                              map[string]Instance // the baseline's
+	baseRunning, baseHealthy, baseLet int
 }
 
 func look(r Record, o Observation) view {
-	v := view{r: r, o: o, newInstances: map[string]Instance{}, oldInstances: map[string]Instance{}}
+	v := view{r: r, o: o, newInstances: map[string]Instance{}, oldInstances: map[string]Instance{}, base: map[string]Instance{}}
+	base, _ := r.base()
 	for _, g := range o.Groups {
 		switch {
 		case g.ID == r.New.Group:
@@ -41,6 +47,13 @@ func look(r Record, o Observation) view {
 		case r.Old != nil && g.ID == r.Old.Group:
 			for _, i := range g.Instances {
 				v.oldInstances[i.ID] = i
+			}
+		case g.ID == base:
+			for _, i := range g.Instances {
+				v.base[i.ID] = i
+				if i.Running {
+					v.baseRunning++
+				}
 			}
 		}
 	}
@@ -73,6 +86,12 @@ func look(r Record, o Observation) view {
 	if r.Old != nil {
 		for _, m := range o.Router.Members[r.Old.Group.Slot] {
 			v.oldInFlight += m.InFlight
+			if _, ok := v.base[m.ID]; ok && m.Healthy {
+				v.baseHealthy++
+				if m.Admin == "ready" {
+					v.baseLet++
+				}
+			}
 			if i, ok := v.oldInstances[m.ID]; m.Healthy && ok && i.Running {
 				v.oldHealthy++
 				if m.Admin == "ready" {
@@ -98,9 +117,9 @@ func (v view) trouble(r *Record, p Policy, now time.Time) string {
 	switch {
 	case v.dead != "":
 		return v.dead + " died"
-	case v.running < r.New.Spec.Size:
-		return fmt.Sprintf("only %d of %d new instances are there", v.running, r.New.Spec.Size)
-	case v.ready == r.New.Spec.Size:
+	case v.running < r.target():
+		return fmt.Sprintf("only %d of %d new instances are there", v.running, r.target())
+	case v.ready == r.target():
 		if !r.Sick.IsZero() {
 			r.Sick, r.Flaps = time.Time{}, r.Flaps+1
 		}
@@ -126,10 +145,10 @@ func (v view) unreachable(port int) string {
 	return ""
 }
 
-func (v view) members(port int) (ms []Member) {
+func (v view) members(id GroupID, port int) (ms []Member) {
 	for _, g := range v.o.Groups {
 		for _, i := range g.Instances {
-			if g.ID == v.r.New.Group {
+			if g.ID == id {
 				ms = append(ms, Member{ID: i.ID, Addr: i.Ports[port]})
 			}
 		}
@@ -137,18 +156,20 @@ func (v view) members(port int) (ms []Member) {
 	return ms
 }
 
-// attached: the slot has exactly the new group's members, at their addresses.
-func (v view) attached() bool {
-	in := v.o.Router.Members[v.r.New.Group.Slot]
-	if len(in) != len(v.newInstances) {
-		return false
-	}
+// attached: the slot has every one of these instances, at its address, and
+// nothing else if alone.
+func (v view) attached(slot Slot, want map[string]Instance, alone bool) bool {
+	in, n := v.o.Router.Members[slot], 0
 	for _, m := range in {
-		if i, ok := v.newInstances[m.ID]; !ok || i.Ports[v.r.Policy.Port] != m.Addr {
+		i, ok := want[m.ID]
+		switch {
+		case ok && i.Ports[v.r.Policy.Port] == m.Addr:
+			n++
+		case ok || alone:
 			return false
 		}
 	}
-	return true
+	return n == len(want)
 }
 
 // restored is the traffic of a deployment that is undone.
@@ -175,35 +196,58 @@ func (v view) clearSlot(late bool) (Action, bool) {
 	return Action{}, false
 }
 
-// unlink takes a slot without traffic off the router: drain, wait, detach.
-func (v view) unlink(slot Slot, late bool, who string) (Action, bool) {
-	ms, inFlight, draining := v.o.Router.Members[slot], 0, true
-	for _, m := range ms {
+// unlink takes a slot without traffic, or the named members of any slot, off
+// the router: drain, wait, detach.
+func (v view) unlink(slot Slot, late bool, who string, names ...string) (Action, bool) {
+	there, inFlight, draining := 0, 0, true
+	for _, m := range v.o.Router.Members[slot] {
+		if len(names) > 0 && !slices.Contains(names, m.ID) {
+			continue
+		}
+		there++
 		inFlight += m.InFlight
 		draining = draining && m.Admin != "ready"
 	}
 	switch {
-	case len(ms) == 0:
+	case there == 0:
 		return Action{}, false
 	case !draining:
-		return Action{Op: Drain, Slot: slot}, true
+		return Action{Op: Drain, Slot: slot, Names: names}, true
 	case inFlight == 0:
-		return Action{Op: Detach, Slot: slot}, true
+		return Action{Op: Detach, Slot: slot, Names: names}, true
 	case late:
-		return Action{Op: Detach, Slot: slot, Force: true}, true
+		return Action{Op: Detach, Slot: slot, Names: names, Force: true}, true
 	}
 	return wait("%d requests to %s to end", inFlight, who), true
 }
+
+// endBase removes the baseline: its members from the old slot, then it.
+func (v view) endBase(late bool) (Action, bool) {
+	if len(v.base) > 0 {
+		if act, busy := v.unlink(v.r.Old.Group.Slot, late, "the baseline", sortedNames(v.base)...); busy {
+			return act, true
+		}
+	}
+	id, size := v.r.base()
+	if size > 0 && v.has(id) {
+		return Action{Op: Retire, Group: id}, true
+	}
+	return Action{}, false
+}
+
+func (v view) has(id GroupID) bool {
+	return slices.ContainsFunc(v.o.Groups, func(g Group) bool { return g.ID == id })
+}
+
+func sortedNames(m map[string]Instance) []string { return slices.Sorted(maps.Keys(m)) }
 
 // end takes a group off the router, then ends it.
 func (v view) end(g GroupID, late bool, who string) (Action, bool) {
 	if act, busy := v.unlink(g.Slot, late, who); busy {
 		return act, true
 	}
-	for _, have := range v.o.Groups {
-		if have.ID == g {
-			return Action{Op: Retire, Group: g}, true
-		}
+	if v.has(g) {
+		return Action{Op: Retire, Group: g}, true
 	}
 	return Action{}, false
 }

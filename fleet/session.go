@@ -1,0 +1,179 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/rebake/rebake/internal/event"
+	"github.com/rebake/rebake/internal/journal"
+)
+
+// session is one call that holds the lock and the open journal.
+type session struct {
+	*Deployer
+	log     log
+	history History
+	epoch   int64 // of this session; 0 until it changes something
+	last    int64 // the highest that the journal knows
+}
+
+func (d *Deployer) session(ctx context.Context, f func(*session) (Result, error)) (res Result, err error) {
+	take := d.take
+	if take == nil {
+		take = lock
+	}
+	unlock, err := take(d.Dir)
+	if err != nil {
+		return res, err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	open := d.open
+	if open == nil {
+		open = func() (log, []journal.Record, error) { return journal.Open(filepath.Join(d.Dir, journalName)) }
+	}
+	l, recs, err := open()
+	if err != nil {
+		return res, err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	h, err := replay(recs)
+	if err != nil {
+		return res, err
+	}
+	s := &session{Deployer: d, log: l, history: h, last: lastEpoch(recs)}
+	res, err = f(s)
+	res.Serving = s.history.Current()
+	return res, err
+}
+
+func (d *Deployer) clock() time.Time {
+	if d.now != nil {
+		return d.now()
+	}
+	return time.Now()
+}
+
+// lease is the first record of each session that changes something: who, and
+// an epoch that is higher than all before. Pool and router are told it, where
+// they can refuse the calls of those with a lower one.
+type lease struct {
+	Epoch int64 `json:"epoch"`
+	owner
+}
+
+func (s *session) lease(ctx context.Context) error {
+	if s.epoch != 0 {
+		return nil
+	}
+	l := lease{s.last + 1, me()}
+	if _, err := s.log.Append(kindLease, l); err != nil {
+		return err
+	}
+	s.epoch = l.Epoch
+	for _, part := range []any{s.Pool, s.Router} {
+		if f, ok := part.(Fencer); ok {
+			if err := f.Fence(ctx, s.epoch); err != nil {
+				return fmt.Errorf("take the fleet over as epoch %d: %w", s.epoch, err)
+			}
+		}
+	}
+	return nil
+}
+
+// append writes a record, after the session's lease.
+func (s *session) append(ctx context.Context, kind string, data any) error {
+	if err := s.lease(ctx); err != nil {
+		return err
+	}
+	_, err := s.log.Append(kind, data)
+	return err
+}
+
+// write appends the record's progress to the journal and to the history.
+func (s *session) write(ctx context.Context, r *Record, kind string, a *Action, failed error) error {
+	e := entry{Deployment: r.ID, Action: a, Progress: r.Progress}
+	if failed != nil {
+		e.Err = failed.Error()
+	}
+	if err := s.append(ctx, kind, e); err != nil {
+		return fmt.Errorf("%w; nothing more is done until `rebake deploy resume %s`", err, r.Fleet)
+	}
+	*s.history.Last() = *r
+	return nil
+}
+
+// tell tells the hooks of the stages that the deployment came to and they were
+// not told of. What was told is written down after it was told: a kill between
+// the two tells again.
+func (s *session) tell(ctx context.Context, r *Record) {
+	if s.Notify == nil {
+		return
+	}
+	for _, due := range r.stages() {
+		if slices.Contains(r.Told, due.key) || ctx.Err() != nil {
+			continue
+		}
+		if err := s.Notify(ctx, r.notice(due.stage, due.step, s.clock())); err != nil {
+			event.Warnf(ctx, "hook of %s: %v", due.stage, err)
+		}
+		r.Told = append(slices.Clip(r.Told), due.key)
+		if err := s.append(ctx, kindTold, told{r.ID, due.key}); err != nil {
+			event.Warnf(ctx, "write down that the hooks were told: %v", err)
+			return
+		}
+		*s.history.Last() = *r
+	}
+}
+
+// due is a stage that a deployment came to.
+type due struct {
+	key   string // once for each deployment
+	stage Stage
+	step  int
+}
+
+// stages are all that the deployment came to so far, in their order.
+func (r Record) stages() (all []due) {
+	add := func(s Stage, key string, step int) { all = append(all, due{key, s, step}) }
+	add(StageStart, "start", -1)
+	for i, c := range r.Weights {
+		if c.Weights[r.New.Group.Slot] > 0 {
+			add(StageTraffic, fmt.Sprintf("traffic %d", i), i)
+		}
+	}
+	back := slices.Contains([]State{Restoring, DrainingNew, DestroyNew, Quarantined, RolledBack}, r.State)
+	switch {
+	case r.State == Paused:
+		add(StagePaused, fmt.Sprintf("paused %d", r.Step), r.Step)
+	case r.State == Blocked:
+		add(StageBlocked, "blocked "+r.Since.UTC().Format(time.RFC3339), r.Step)
+	case r.State == Baking || r.State.Proven():
+		add(StagePromoted, "promoted", r.Step)
+	case back:
+		add(StageFailed, "failed", r.Step)
+	}
+	if r.State == Done {
+		add(StageDone, "done", r.Step)
+	}
+	if r.State == RolledBack || r.State == Quarantined {
+		add(StageRolledBack, "rolled back", r.Step)
+	}
+	return all
+}
+
+func (r Record) notice(stage Stage, step int, now time.Time) Notice {
+	img := r.New.Spec.Image
+	n := Notice{
+		Version: 1, Stage: stage, Fleet: r.Fleet, Deployment: r.ID, By: r.By, Time: now.UTC(), Began: r.Began,
+		Image: name(r.New), Digest: string(img.Digest), Slot: r.New.Group.Slot, State: r.State, Step: step,
+		Percent: float64(r.Live()[r.New.Group.Slot]) / 10, Reason: r.Reason, Findings: r.Findings, Rollback: r.Rollback,
+	}
+	if r.Old != nil {
+		n.From, n.FromDigest = name(*r.Old), string(r.Old.Spec.Image.Digest)
+	}
+	return n
+}
