@@ -193,6 +193,14 @@ func (d *Deployer) Tend(ctx context.Context, now bool) error {
 			if r.State.Proven() {
 				return s.finish(ctx, *r, true)
 			}
+			if over := !r.Deadline.Equal(r.Since) && !s.clock().Before(r.Deadline); r.State == Paused && over {
+				res, err := s.finish(ctx, *r, true)
+				if errors.Is(err, ErrRolledBack) {
+					event.Warnf(ctx, "fleet %s: %v", r.Fleet, err)
+					err = nil
+				}
+				return res, err
+			}
 			return Result{Record: *r}, nil // a human's to decide
 		}
 		if err := s.tend(ctx, now); err != nil {

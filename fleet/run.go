@@ -33,7 +33,7 @@ func (s *session) finish(ctx context.Context, r Record, wait bool) (Result, erro
 		if r.State == Paused && r.Abort == "" && (r.Deadline.Equal(r.Since) || s.clock().Before(r.Deadline)) {
 			return Result{Record: r}, fmt.Errorf("%w at %d%%: `rebake deploy resume %s` goes on, `rebake deploy abort %s` goes back", ErrPaused, r.Policy.Steps[r.Step].Permille/10, r.Fleet, r.Fleet)
 		}
-		r, err = event.Do(ctx, r.title(), func(ctx context.Context) (Record, error) { return s.stay(ctx, r) })
+		r, err = event.Do(ctx, r.title(), func(ctx context.Context) (Record, error) { return s.stay(ctx, r, wait) })
 		*s.history.Last() = r
 		if err != nil {
 			return Result{Record: r}, err
@@ -85,8 +85,9 @@ func (r Record) title() string {
 	return string(r.State)
 }
 
-// stay runs Next until the state changes.
-func (s *session) stay(ctx context.Context, r Record) (Record, error) {
+// stay runs Next until the state changes, or only time is waited for and the
+// caller does not want to.
+func (s *session) stay(ctx context.Context, r Record, wait bool) (Record, error) {
 	var lost time.Time
 	told := ""
 	for state := r.State; r.State == state; {
@@ -124,6 +125,9 @@ func (s *session) stay(ctx context.Context, r Record) (Record, error) {
 				event.Warnf(ctx, "%s", r.Reason)
 			}
 		case Wait:
+			if r.State == Paused || r.State.Resting() && !wait {
+				return r, nil
+			}
 			if act.For != told {
 				told = act.For
 				event.Waiting(ctx, "%s", act.For)

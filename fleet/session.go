@@ -110,7 +110,7 @@ func (s *session) write(ctx context.Context, r *Record, kind string, a *Action, 
 // not told of. What was told is written down after it was told: a kill between
 // the two tells again.
 func (s *session) tell(ctx context.Context, r *Record) {
-	if s.Notify == nil {
+	if s.Notify == nil || len(r.Told) == 0 && r.State != Planned { // it began before there were hooks
 		return
 	}
 	for _, due := range r.stages() {

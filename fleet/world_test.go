@@ -31,6 +31,7 @@ type world struct {
 	bad     []string
 	killed  map[string]bool // instances that a fault ended
 
+	size    int            // of the fleet
 	checked int            // records whose transition was checked
 	at      fleet.Progress // after them
 	visited map[fleet.State]bool
@@ -42,7 +43,7 @@ type crash struct{}
 const size = 2
 
 func newWorld(t *testing.T, behave map[artifact.Digest]fake.Behaviour) *world {
-	w := &world{t: t, pool: &fake.Pool{Behave: behave}, killed: map[string]bool{}, visited: map[fleet.State]bool{}}
+	w := &world{t: t, pool: &fake.Pool{Behave: behave}, killed: map[string]bool{}, visited: map[fleet.State]bool{}, size: size}
 	w.router = &fake.Router{Check: w.pool.Check, Rise: 2}
 	w.d = &fleet.Deployer{Config: fleet.Config{Name: "web"}, Pool: guardPool{w}, Router: guardRouter{w}}
 	w.d.InMemory(func() (fleet.Log, []journal.Record, error) { return memory{w}, slices.Clone(w.recs), nil })
@@ -156,6 +157,29 @@ func (g guardPool) Retire(ctx context.Context, id fleet.GroupID) error {
 	return g.w.call(func() error { return g.w.pool.Retire(ctx, id) })
 }
 
+// spared: a slot with traffic is never taken out whole, nor below half the fleet.
+func (w *world) spared(s fleet.Slot, ids []string) {
+	st, _ := w.look()
+	if st.Weights[s] > 0 && len(ids) == 0 {
+		w.broken("took slot %s out, which has traffic", s)
+	}
+	left, took := 0, 0
+	for slot, weight := range st.Weights {
+		for _, m := range st.Members[slot] {
+			switch {
+			case weight == 0 || !m.Healthy || m.Admin != "ready":
+			case slot == s && slices.Contains(ids, m.ID):
+				took++
+			default:
+				left++
+			}
+		}
+	}
+	if took > 0 && left < (w.size+1)/2 {
+		w.broken("took %v out of slot %s: %d of %d are left to serve", ids, s, left, w.size)
+	}
+}
+
 type guardRouter struct{ w *world }
 
 func (g guardRouter) Ensure(ctx context.Context) error {
@@ -168,8 +192,8 @@ func (g guardRouter) Status(ctx context.Context) (st fleet.RouterStatus, err err
 }
 
 func (g guardRouter) Attach(ctx context.Context, s fleet.Slot, m []fleet.Member) error {
-	if st, _ := g.w.look(); st.Weights[s] > 0 {
-		g.w.broken("attached to slot %s, which has traffic", s)
+	if st, _ := g.w.look(); st.Weights[s] > 0 && len(st.Members[s]) == 0 {
+		g.w.broken("attached to slot %s, which has traffic and nobody to serve it", s)
 	}
 	return g.w.call(func() error { return g.w.router.Attach(ctx, s, m) })
 }
@@ -198,19 +222,15 @@ func (g guardRouter) SetWeights(ctx context.Context, want map[fleet.Slot]int) er
 }
 
 func (g guardRouter) Drain(ctx context.Context, s fleet.Slot, ids ...string) error {
-	if st, _ := g.w.look(); st.Weights[s] > 0 {
-		g.w.broken("drained slot %s, which has traffic", s)
-	}
+	g.w.spared(s, ids)
 	return g.w.call(func() error { return g.w.router.Drain(ctx, s, ids...) })
 }
 
 func (g guardRouter) Detach(ctx context.Context, s fleet.Slot, force bool, ids ...string) (cut int, err error) {
 	st, _ := g.w.look()
-	if st.Weights[s] > 0 {
-		g.w.broken("detached slot %s, which has traffic", s)
-	}
+	g.w.spared(s, ids)
 	for _, m := range st.Members[s] {
-		if m.Admin == "ready" {
+		if m.Admin == "ready" && (len(ids) == 0 || slices.Contains(ids, m.ID)) {
 			g.w.broken("detached %s, which was not drained", m.ID)
 		}
 	}
@@ -320,13 +340,13 @@ func (w *world) sound(version string) {
 			w.t.Errorf("leaked group %+v", g.ID)
 		}
 	}
-	if len(gs) != len(want) || len(st.Members[cur.Group.Slot]) != size || st.Weights[cur.Group.Slot] != 1000 {
+	if len(gs) != len(want) || len(st.Members[cur.Group.Slot]) != w.size || st.Weights[cur.Group.Slot] != 1000 {
 		w.t.Errorf("groups %d want %d, members %v, weights %v", len(gs), len(want), st.Members, st.Weights)
 	}
 	if len(want) == 1 && len(st.Members[cur.Group.Slot.Other()]) > 0 {
 		w.t.Errorf("leftover members: %v", st.Members)
 	}
-	if w.pool.Peak() > 2*size {
+	if w.pool.Peak() > 2*w.size {
 		w.t.Errorf("%d instances ran at once", w.pool.Peak())
 	}
 }
