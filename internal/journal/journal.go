@@ -18,6 +18,10 @@ import (
 	"time"
 )
 
+// ErrTaken is a journal that somebody else wrote to, or put another in the place
+// of, while it was open here: this process is not the one that acts any more.
+var ErrTaken = errors.New("somebody else writes the journal")
+
 // ErrCorrupt is a journal that was changed by something other than Append.
 var ErrCorrupt = errors.New("journal is corrupt")
 
@@ -50,6 +54,7 @@ type file interface {
 	io.WriteCloser
 	Sync() error
 	Truncate(size int64) error
+	Stat() (os.FileInfo, error)
 }
 
 // Journal is open for appending. It is safe for many goroutines; that one
@@ -138,6 +143,9 @@ func (j *Journal) Append(kind string, data any) (Record, error) {
 	if j.size+int64(len(line)) > maxSize {
 		return Record{}, fmt.Errorf("append %s to the journal: %s is full (%d bytes)", kind, j.path, j.size)
 	}
+	if err := j.ours(); err != nil {
+		return Record{}, fmt.Errorf("append %s to the journal: %w", kind, err)
+	}
 	if j.bad {
 		if err := j.cut(); err != nil {
 			return Record{}, fmt.Errorf("mend the journal: %w", err)
@@ -152,6 +160,27 @@ func (j *Journal) Append(kind string, data any) (Record, error) {
 	j.size += int64(len(line))
 	j.last = r
 	return r, nil
+}
+
+// ours looks whether the file is still the one at path, and as long as we left
+// it. The lock is who keeps others away; this is for when it failed: a lock file
+// that was removed, a directory that was moved, a file system without locks.
+func (j *Journal) ours() error {
+	here, err := j.f.Stat()
+	if err != nil {
+		return err
+	}
+	there, err := os.Stat(j.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w: %s is gone", ErrTaken, j.path)
+	}
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(here, there) || here.Size() != j.size && !j.bad {
+		return fmt.Errorf("%w: %s is not as this process left it", ErrTaken, j.path)
+	}
+	return nil
 }
 
 // cut goes back to the last good record.

@@ -244,3 +244,44 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// Whoever lost the lock finds out before he adds a word.
+func TestAJournalThatSomebodyElseTookIsLeftAlone(t *testing.T) {
+	for name, take := range map[string]func(path string) error{
+		"appended to": func(path string) error {
+			other, _, err := Open(path)
+			if err != nil {
+				return err
+			}
+			_, err = other.Append("lease", 2)
+			return errors.Join(err, other.Close())
+		},
+		"cut":     func(path string) error { return os.Truncate(path, 0) },
+		"removed": os.Remove,
+		"replaced": func(path string) error {
+			return errors.Join(os.Rename(path, path+".old"), os.WriteFile(path, nil, 0o600))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path, _ := fill(t, 2)
+			j, _, err := Open(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer j.Close()
+			if _, err := j.Append("mine", 1); err != nil {
+				t.Fatal(err)
+			}
+			if err := take(path); err != nil {
+				t.Fatal(err)
+			}
+			before, _ := os.ReadFile(path)
+			if _, err := j.Append("mine", 2); !errors.Is(err, ErrTaken) {
+				t.Errorf("%v", err)
+			}
+			if after, _ := os.ReadFile(path); !bytes.Equal(before, after) {
+				t.Error("it was written to")
+			}
+		})
+	}
+}
