@@ -2,6 +2,7 @@
 package stats
 
 import (
+	"cmp"
 	"math"
 	"slices"
 )
@@ -23,33 +24,26 @@ func Median(v []float64) float64 {
 	return s[mid-1] + (s[mid]-s[mid-1])/2
 }
 
-// Greater is the one-sided Mann-Whitney U test. u counts the pairs in which
-// a's value is above b's, ties as halves; p is the probability of such a u or
-// a higher one if both sides come from one distribution: small if a tends to
-// be greater. It is exact where no two values are the same and neither side
-// has more than 20, else by the normal approximation, corrected for ties and
-// for continuity. Of an empty side, or of values that are all the same, p is 1.
-func Greater(a, b []float64) (u, p float64) {
+// Greater is the one-sided Mann-Whitney U test: the probability that a's values
+// are so much greater than b's, or more, if both come from one distribution. It
+// is exact where no two values are the same and neither side has more than 20,
+// else by the normal approximation, corrected for ties and for continuity. Of
+// an empty side, or of values that are all the same, it is 1.
+func Greater(a, b []float64) float64 {
 	n, m := len(a), len(b)
 	if n == 0 || m == 0 {
-		return 0, 1
+		return 1
 	}
-	sum, ties := ranks(a, b) // ties: the sum of t³-t over groups of t equal values
-	u = sum - float64(n)*float64(n+1)/2
+	u, ties := rank(a, b)
 	if ties == 0 && n <= mostExact && m <= mostExact {
-		return u, exact(n, m, int(u))
+		return exact(n, m, int(u))
 	}
-	pairs, all := float64(n)*float64(m), float64(n+m)
-	variance := pairs / 12 * (all + 1 - ties/(all*(all-1)))
-	if variance <= 0 {
-		return u, 1
-	}
-	z := (u - pairs/2 - 0.5) / math.Sqrt(variance)
-	return u, math.Erfc(z/math.Sqrt2) / 2
+	return normal(n, m, u, ties)
 }
 
-// ranks is the sum of a's ranks among all values, equal ones sharing theirs.
-func ranks(a, b []float64) (sum, ties float64) {
+// rank is U, the pairs in which a's value is above b's, ties as halves, and the
+// sum of t³-t over the groups of t equal values.
+func rank(a, b []float64) (u, ties float64) {
 	type value struct {
 		v  float64
 		as int // 1 if it is of a
@@ -61,26 +55,29 @@ func ranks(a, b []float64) (sum, ties float64) {
 	for _, v := range b {
 		all = append(all, value{v, 0})
 	}
-	slices.SortFunc(all, func(x, y value) int {
-		switch {
-		case x.v < y.v:
-			return -1
-		case x.v > y.v:
-			return 1
-		}
-		return 0
-	})
+	slices.SortFunc(all, func(x, y value) int { return cmp.Compare(x.v, y.v) })
 	for i := 0; i < len(all); {
 		end, as := i, 0
-		for ; end < len(all) && all[end].v == all[i].v; end++ {
+		for ; end < len(all) && cmp.Compare(all[end].v, all[i].v) == 0; end++ {
 			as += all[end].as
 		}
 		t := float64(end - i)
-		sum += float64(as) * (float64(i) + (t+1)/2) // ranks i+1 to end
+		u += float64(as) * (float64(i) + (t+1)/2) // they share the ranks i+1 to end
 		ties += t*t*t - t
 		i = end
 	}
-	return sum, ties
+	n := float64(len(a))
+	return u - n*(n+1)/2, ties
+}
+
+// normal is P(U ≥ u) by the normal distribution of the same mean and variance.
+func normal(n, m int, u, ties float64) float64 {
+	pairs, all := float64(n)*float64(m), float64(n+m)
+	variance := pairs / 12 * (all + 1 - ties/(all*(all-1)))
+	if variance <= 0 {
+		return 1
+	}
+	return math.Erfc((u-pairs/2-0.5)/math.Sqrt(2*variance)) / 2
 }
 
 // exact is P(U ≥ u) for n and m values without ties. The number of orders with
