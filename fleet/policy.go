@@ -113,6 +113,11 @@ func (p Policy) Complete() (Policy, error) {
 	if last < 1000 {
 		p.Steps = append(slices.Clone(p.Steps), Step{Permille: 1000})
 	}
+	for _, g := range p.Gates {
+		if g.Canary != nil && (p.Strategy == Rolling || len(p.Steps) == 1) {
+			return p, fmt.Errorf("deploy.gates[%s]: a canary is compared with the old image under traffic: give deploy.steps one below 100 %% (and not strategy: rolling)", g.Name)
+		}
+	}
 	if p.Strategy != Rolling {
 		p.Roll = Roll{}
 		return p, nil
