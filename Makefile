@@ -14,7 +14,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 .PHONY: help
 help: ## print this help
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## install what is missing (apt, with sudo where not root), naming it first
@@ -49,6 +49,10 @@ race: $(LINT) ## unit tests under the race detector
 .PHONY: demo
 demo: setup build ## the main job on this machine: bake, run a fleet, swap under load, refuse a broken image
 	@$(GO) run ./test/demo -rebake $(BIN)
+
+.PHONY: crash-matrix
+crash-matrix: setup ## kill deployments at every point and write docs/crash-matrix.md; twenty minutes
+	@REBAKE_CRASH_MATRIX=all $(GO) test -tags e2e ./test/e2e -run TestCrashMatrix -v -timeout 60m
 
 .PHONY: bench
 bench: setup build ## measure rebake against Debian's packer (installs it) and write docs/benchmarks.md; an hour

@@ -31,10 +31,13 @@ type Deployer struct {
 	Router Router
 	// Gate judges an instance before it gets traffic; nil is no gate. It is
 	// called for each instance, one after the other, and may be called again.
-	Gate   func(context.Context, Instance) error
-	Ask    Ask           // the gates that are not judged from counters; nil: there are none
-	Notify Notify        // nil: nobody is told
-	Poll   time.Duration // between looks; default 50ms
+	Gate func(context.Context, Instance) error
+	// Recorded is told of each journal record once it is on the disk: its kind,
+	// and what it says in a word or two. nil: nobody is.
+	Recorded func(kind, what string)
+	Ask      Ask           // the gates that are not judged from counters; nil: there are none
+	Notify   Notify        // nil: nobody is told
+	Poll     time.Duration // between looks; default 50ms
 
 	now   func() time.Time    // tests: another clock
 	sleep func(time.Duration) // tests: moves it

@@ -74,6 +74,7 @@ func (s *session) lease(ctx context.Context) error {
 		return err
 	}
 	s.epoch = l.Epoch
+	s.recorded(kindLease, "")
 	for _, part := range []any{s.Pool, s.Router} {
 		if f, ok := part.(Fencer); ok {
 			if err := f.Fence(ctx, s.epoch); err != nil {
@@ -89,8 +90,24 @@ func (s *session) append(ctx context.Context, kind string, data any) error {
 	if err := s.lease(ctx); err != nil {
 		return err
 	}
-	_, err := s.log.Append(kind, data)
-	return err
+	if _, err := s.log.Append(kind, data); err != nil {
+		return err
+	}
+	what := ""
+	if e, ok := data.(entry); ok {
+		what = string(e.Progress.State)
+		if e.Action != nil {
+			what += ", " + string(e.Action.Op)
+		}
+	}
+	s.recorded(kind, what)
+	return nil
+}
+
+func (s *session) recorded(kind, what string) {
+	if s.Recorded != nil {
+		s.Recorded(kind, what)
+	}
 }
 
 // write appends the record's progress to the journal and to the history.

@@ -73,8 +73,6 @@ func TestDeployerSwapsARealFleetUnderLoad(t *testing.T) {
 	home := state.Dir(t.TempDir())
 	store, err := oci.Open(home.Store())
 	must(t, err)
-	// what is replaced is in both cases on the disk once
-	const page, program = "tiny guest\n", "Content-Type: text/plain\\r\\n\\r\\n"
 	v1 := tinyImage(t, store, "1.0.0", page, "version 01\n")
 	v2 := tinyImage(t, store, "2.0.0", page, "version 02\n")
 	v3 := tinyImage(t, store, "3.0.0", program, strings.Replace(program, "Content-Type: text/plain", "Status: 500 Broken image", 1))
