@@ -2,7 +2,7 @@ package fleet
 
 import (
 	"fmt"
-	"math"
+	"math/rand/v2"
 	"strings"
 	"time"
 
@@ -51,10 +51,10 @@ func ofOld(s Sample) Counters { return s.Old }
 
 func (g ErrorRateGate) judge(samples []Sample) (Verdict, string) {
 	c := sumOf(samples, ofNew)
-	if c.Requests < int64(g.Requests) {
+	if c.Requests < max(1, int64(g.Requests)) {
 		return Inconclusive, fmt.Sprintf("%d requests, at least %d are needed to tell", c.Requests, g.Requests)
 	}
-	share := float64(c.Errors) / float64(c.Requests)
+	share := c.share()
 	say := fmt.Sprintf("%d of %d answers were 5xx (%s), at most %s", c.Errors, c.Requests, percent(share), percent(g.Max))
 	if share > g.Max {
 		return Fail, say
@@ -64,10 +64,10 @@ func (g ErrorRateGate) judge(samples []Sample) (Verdict, string) {
 
 func (g LatencyGate) judge(samples []Sample) (Verdict, string) {
 	c := sumOf(samples, ofNew)
-	if c.Requests < int64(g.Requests) {
-		return Inconclusive, fmt.Sprintf("%d requests, at least %d are needed to tell", c.Requests, g.Requests)
+	if c.Timed < max(1, int64(g.Requests)) {
+		return Inconclusive, fmt.Sprintf("%d answers with a known time, at least %d are needed to tell", c.Timed, g.Requests)
 	}
-	say := fmt.Sprintf("the mean answer took %s, at most %s", short(c.Latency), g.Max)
+	say := fmt.Sprintf("the mean of %d answers took %s, at most %s", c.Timed, short(c.Latency), g.Max)
 	if c.Latency > g.Max {
 		return Fail, say
 	}
@@ -75,145 +75,118 @@ func (g LatencyGate) judge(samples []Sample) (Verdict, string) {
 }
 
 func (g CanaryGate) judge(samples []Sample) (Verdict, string) {
-	fresh, old := g.values(samples, ofNew), g.values(samples, ofOld)
-	if len(fresh) < g.Samples || len(old) < g.Samples {
-		return Inconclusive, fmt.Sprintf("%d seconds with requests to the new instances and %d to the old ones, %d of each are needed to tell", len(fresh), len(old), g.Samples)
-	}
-	// The new values less what is tolerated: only what is still greater counts.
-	slack := g.Tolerance * stats.Median(old)
+	values := g.latencies
 	if g.Metric == "errors" {
-		all := sumOf(samples, ofOld)
-		slack = g.Tolerance * float64(all.Errors) / float64(all.Requests)
+		values = g.shares
 	}
-	less := make([]float64, len(fresh))
-	for i, x := range fresh {
-		less[i] = x - slack
+	fresh, old := values(samples)
+	have := min(len(fresh), len(old))
+	if have < max(1, g.Samples) {
+		return Inconclusive, fmt.Sprintf("%d samples of %s on both sides, %d are needed to tell", have, g.Metric, g.Samples)
 	}
-	p := stats.Greater(less, old)
-	say := fmt.Sprintf("%s %s of the new instances against %s of the old ones, p = %.3f", g.Metric, g.word(samples, ofNew), g.word(samples, ofOld), p)
-	if p < g.Significance {
-		return Fail, say + fmt.Sprintf(", worse (below %g)", g.Significance)
+	n, level := g.look(have)
+	fresh, old = fresh[:n], old[:n]
+	var p, is, was, slack float64
+	var say string
+	if g.Metric == "errors" {
+		a, b := sumOf(samples, ofNew), sumOf(samples, ofOld)
+		is, was = a.share(), b.share()
+		p, slack = stats.Greater(fresh, old), g.Tolerance*was
+		say = fmt.Sprintf("errors %s of the new instances against %s of the old ones (%d of %d requests, %d of %d), p = %.2g",
+			percent(is), percent(was), a.Errors, a.Requests, b.Errors, b.Requests, p)
+	} else {
+		is, was = stats.Median(fresh), stats.Median(old)
+		slack = max(g.Tolerance*was, resolution.Seconds())
+		less := make([]float64, n) // only what is greater after what is tolerated counts
+		for i, x := range fresh {
+			less[i] = x - slack
+		}
+		p = stats.Greater(less, old)
+		say = fmt.Sprintf("latency %s of the new instances against %s of the old ones (medians of %d spans), p = %.2g", short(seconds(is)), short(seconds(was)), n, p)
+	}
+	if p < level && is > was+slack {
+		return Fail, say + fmt.Sprintf(" (fails below %.2g)", level)
 	}
 	return Pass, say
 }
 
-// values are one per sample in which there was a request.
-func (g CanaryGate) values(samples []Sample, of func(Sample) Counters) (xs []float64) {
-	for _, s := range samples {
-		c := of(s)
-		switch {
-		case c.Requests == 0:
-		case g.Metric == "errors":
-			xs = append(xs, float64(c.Errors)/float64(c.Requests))
-		case c.Latency > 0:
-			xs = append(xs, c.Latency.Seconds())
+// look is the last of the planned looks at n samples: how many it sees, and the
+// p below which it fails. See CanaryGate.
+func (g CanaryGate) look(n int) (see int, level float64) {
+	see = max(1, g.Samples)
+	nth := 1.0
+	for next := see; ; nth++ {
+		if next += max(1, next/2); next > n {
+			return see, g.Significance / (nth * (nth + 1))
 		}
+		see = next
 	}
-	return xs
 }
 
-func (g CanaryGate) word(samples []Sample, of func(Sample) Counters) string {
-	if c := sumOf(samples, of); g.Metric == "errors" {
-		return percent(float64(c.Errors) / float64(max(c.Requests, 1)))
+// shares are the shares of errors on both sides, of each sample in which both
+// had requests. The slots get unlike parts of the traffic, and of two equal
+// shares of errors the one of more requests is above zero more often. So the
+// side with more requests in a sample is cut down, by a draw, to as many as the
+// other one has: then no side is above the other but by what it does. The draw
+// is the same whenever the same sample is looked at.
+func (g CanaryGate) shares(samples []Sample) (fresh, old []float64) {
+	for _, s := range samples {
+		n := min(s.New.Requests, s.Old.Requests)
+		if n == 0 {
+			continue
+		}
+		r := rand.New(rand.NewPCG(uint64(s.At.UnixNano()), uint64(s.New.Requests)))
+		fresh = append(fresh, drawn(r, s.New, n)/float64(n))
+		old = append(old, drawn(r, s.Old, n)/float64(n))
 	}
-	return short(time.Duration(stats.Median(g.values(samples, of)) * float64(time.Second)))
+	return fresh, old
 }
+
+// drawn is how many of the errors are among n of the requests. Of many it is
+// the mean, which is close enough.
+func drawn(r *rand.Rand, c Counters, n int64) (got float64) {
+	const many = 200
+	if c.Errors > many && n > many || n == c.Requests {
+		return float64(c.Errors) * float64(n) / float64(c.Requests)
+	}
+	picks, of := c.Errors, n // each error is among them, or each of them is an error: the same, the fewer the faster
+	if n < c.Errors {
+		picks, of = n, c.Errors
+	}
+	for left := c.Requests; picks > 0; picks, left = picks-1, left-1 {
+		if r.Int64N(left) < of {
+			got, of = got+1, of-1
+		}
+	}
+	return got
+}
+
+// enough answers make a mean that is about as often above as below the true one.
+const enough = 30
+
+// resolution of a router's times: less is no difference.
+const resolution = time.Millisecond
+
+// latencies are the mean times to answer on both sides, in seconds, over spans
+// in which each side has enough.
+func (g CanaryGate) latencies(samples []Sample) (fresh, old []float64) {
+	var a, b Counters
+	for _, s := range samples {
+		a, b = a.plus(s.New), b.plus(s.Old)
+		if a.Timed >= enough && b.Timed >= enough {
+			fresh, old = append(fresh, a.Latency.Seconds()), append(old, b.Latency.Seconds())
+			a, b = Counters{}, Counters{}
+		}
+	}
+	return fresh, old
+}
+
+func (c Counters) share() float64 { return float64(c.Errors) / float64(max(c.Requests, 1)) }
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
 func percent(share float64) string {
 	return strings.TrimSuffix(strings.TrimRight(fmt.Sprintf("%.2f", share*100), "0"), ".") + " %"
 }
 
 func short(d time.Duration) string { return d.Round(100 * time.Microsecond).String() }
-
-// complete fills in a gate's defaults and refuses what makes no sense. port is
-// the one that traffic goes to.
-func (g Gate) complete(port int) (Gate, error) {
-	var kinds []string
-	for _, k := range []struct {
-		name string
-		set  bool
-	}{{"error_rate", g.ErrorRate != nil}, {"latency", g.Latency != nil}, {"canary", g.Canary != nil}, {"command", g.Command != nil}, {"http", g.HTTP != nil}, {"test", g.Test}} {
-		if k.set {
-			kinds = append(kinds, k.name)
-		}
-	}
-	if len(kinds) != 1 {
-		return g, fmt.Errorf("deploy.gates: a gate is one of error_rate, latency, canary, command, http and test; this one (%s) has %d", orWord(g.Name, "no name"), len(kinds))
-	}
-	if g.Name == "" {
-		g.Name = kinds[0]
-	}
-	bad := func(format string, a ...any) (Gate, error) {
-		return g, fmt.Errorf("deploy.gates[%s]: %s", g.Name, fmt.Sprintf(format, a...))
-	}
-	few := func(n *int) bool {
-		if *n == 0 {
-			*n = 20
-		}
-		return *n > 0
-	}
-	switch {
-	case g.ErrorRate != nil:
-		e := *g.ErrorRate
-		if !few(&e.Requests) || math.IsNaN(e.Max) || e.Max < 0 || e.Max >= 1 {
-			return bad("max must be a share from 0 to below 100 %%, and requests above 0")
-		}
-		g.ErrorRate = &e
-	case g.Latency != nil:
-		l := *g.Latency
-		if !few(&l.Requests) || l.Max <= 0 {
-			return bad("max and requests must be above 0")
-		}
-		g.Latency = &l
-	case g.Canary != nil:
-		c := *g.Canary
-		if c.Significance == 0 {
-			c.Significance = 0.01
-		}
-		if c.Tolerance == 0 {
-			c.Tolerance = 0.1
-		}
-		if c.Samples == 0 {
-			c.Samples = 8
-		}
-		switch {
-		case c.Metric != "errors" && c.Metric != "latency":
-			return bad("metric %q is neither errors nor latency", c.Metric)
-		case !(c.Significance > 0 && c.Significance < 0.5), !(c.Tolerance >= 0 && c.Tolerance <= 10):
-			return bad("significance must be between 0 and 0.5, tolerance between 0 and 1000 %%")
-		case c.Samples < 4 || c.Samples > maxSamples/2:
-			return bad("samples must be between 4 and %d", maxSamples/2)
-		case c.Baseline < 0 || c.Baseline > 100:
-			return bad("baseline must be between 0 and 100 instances")
-		}
-		g.Canary = &c
-	case g.Command != nil:
-		c := *g.Command
-		if c.Timeout == 0 {
-			c.Timeout = time.Minute
-		}
-		if len(c.Args) == 0 || c.Args[0] == "" || c.Timeout < 0 {
-			return bad("run must name a program")
-		}
-		g.Command = &c
-	case g.HTTP != nil:
-		h := *g.HTTP
-		if h.Port == 0 {
-			h.Port = port
-		}
-		if h.Path == "" {
-			h.Path = "/"
-		}
-		if h.Status == 0 {
-			h.Status = 200
-		}
-		if h.Timeout == 0 {
-			h.Timeout = 5 * time.Second
-		}
-		if h.Port < 1 || h.Port > 65535 || h.Path[0] != '/' || h.Status < 100 || h.Status > 599 || h.Timeout < 0 {
-			return bad("it needs a port, a path that begins with /, and an HTTP status")
-		}
-		g.HTTP = &h
-	}
-	return g, nil
-}
