@@ -14,7 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-var deployStatuses = []string{"3 rolled back", "4 blocked or something left behind", "5 locked by another operator"}
+var deployStatuses = []string{"3 rolled back", "4 blocked or something left behind", "5 locked by another operator", "6 paused: it waits for a person"}
 
 func deployFlags() []cli.Flag {
 	return []cli.Flag{
@@ -60,7 +60,7 @@ func (s *session) loadArg() (*template.Template, error) {
 // deploy brings the fleet to the image and prints what came of it.
 func (s *session) deploy(tpl *template.Template, img artifact.Image, baked []pipeline.Baked) error {
 	res, err := pipeline.Deploy(s.ctx, s.Env, tpl, img, pipeline.DeployOptions{Wait: s.c.Bool("wait"), Force: s.c.Bool("redeploy")})
-	if err != nil && !errors.Is(err, pipeline.ErrRolledBack) {
+	if err != nil && !errors.Is(err, pipeline.ErrRolledBack) && !errors.Is(err, fleet.ErrPaused) {
 		return err
 	}
 	perr := s.result(map[string]any{"baked": baked, "deployment": res}, describeBaked(baked)+describeDeployment(res))
@@ -76,8 +76,15 @@ func describeDeployment(r fleet.Result) string {
 		return ""
 	case r.Unchanged: // the last deployment may have been one that was rolled back
 		return fmt.Sprintf("fleet %s runs %s already\n", r.Fleet, r.Serving.Spec.Image.Name+":"+r.Serving.Spec.Image.Version)
+	case r.State == fleet.RolledBack && r.Old == nil:
+		return fmt.Sprintf("refused %s: %s; fleet %s serves nothing, as before\n", name, r.Reason, r.Fleet)
 	case r.State == fleet.RolledBack:
 		return fmt.Sprintf("refused %s: %s; fleet %s went back\n", name, r.Reason, r.Fleet)
+	case r.State == fleet.Quarantined:
+		return fmt.Sprintf("refused %s: %s; fleet %s went back; the failed instances stay until %s\n", name, r.Reason, r.Fleet, r.Deadline.Local().Format("15:04:05"))
+	case r.State == fleet.Paused:
+		return fmt.Sprintf("fleet %s gives %s %.1f %% of the traffic and waits: `rebake deploy resume %s` goes on, `rebake deploy abort %s` goes back\n",
+			r.Fleet, name, float64(r.Live()[r.New.Group.Slot])/10, r.Fleet, r.Fleet)
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "fleet %s runs %s on %d instances", r.Fleet, name, r.New.Spec.Size)
@@ -107,7 +114,7 @@ func deployCommand() *cli.Command {
 				return err
 			}
 			res, err := f(s, d)
-			if err != nil && !errors.Is(err, fleet.ErrRolledBack) {
+			if err != nil && !errors.Is(err, fleet.ErrRolledBack) && !errors.Is(err, fleet.ErrPaused) {
 				return err
 			}
 			if errors.Is(err, fleet.ErrRolledBack) {
@@ -206,6 +213,16 @@ func deployStatus(s *session) error {
 		img.Name, img.Version, short(img.Digest), r.State, r.Since.Local().Format("15:04:05"), r.Verdict())
 	if r.Reason != "" {
 		fmt.Fprintf(&b, "reason      %s\n", r.Reason)
+	}
+	for _, f := range r.Findings {
+		at := "before traffic"
+		if f.Step >= 0 && f.Step < len(r.Policy.Steps) {
+			at = fmt.Sprintf("at %d %%", r.Policy.Steps[f.Step].Permille/10)
+		}
+		fmt.Fprintf(&b, "gate        %s %s: %s %s\n", f.Gate, at, f.Verdict, f.Detail)
+	}
+	for _, left := range r.Left {
+		fmt.Fprintf(&b, "left        %s (`rebake gc` tries again)\n", left)
 	}
 	for _, w := range r.Weights {
 		fmt.Fprintf(&b, "traffic     %s  blue %.1f %%  green %.1f %%\n", w.Time.Local().Format("15:04:05.000"), float64(w.Weights[fleet.Blue])/10, float64(w.Weights[fleet.Green])/10)

@@ -20,6 +20,7 @@ const (
 	exitRolledBack  = 3
 	exitLeftovers   = 4
 	exitLocked      = 5
+	exitPaused      = 6
 	exitInterrupted = 130
 )
 
@@ -67,6 +68,8 @@ func status(err error) int {
 		return exitLeftovers
 	case errors.Is(err, fleet.ErrLocked):
 		return exitLocked
+	case errors.Is(err, fleet.ErrPaused):
+		return exitPaused
 	}
 	return exitFailed
 }
