@@ -215,6 +215,26 @@ func TestFigures(t *testing.T) {
 	}
 }
 
+// What is worse beyond doubt, but not by more than is tolerated, is no failure.
+func TestTolerance(t *testing.T) {
+	for metric, tr := range map[string]traffic{
+		"errors":  {[2]int{1000, 1000}, [2]float64{.13, .1}, [2]time.Duration{1e6, 1e6}},
+		"latency": {[2]int{1000, 1000}, [2]float64{}, [2]time.Duration{130e6, 100e6}},
+	} {
+		for tolerance, want := range map[float64]bool{.1: true, .5: false} {
+			g := Gate{Canary: &CanaryGate{Metric: metric, Significance: .01, Tolerance: tolerance, Samples: 8}}
+			if at := tr.when(g, rand.New(rand.NewPCG(11, 12)), 60); (at > 0) != want {
+				t.Errorf("%s 30 %% worse, %g tolerated: fails at %d", metric, tolerance, at)
+			}
+		}
+	}
+	// A difference that the router cannot tell is none.
+	tr := traffic{[2]int{1000, 1000}, [2]float64{}, [2]time.Duration{19e5, 1e6}}
+	if at := tr.when(Gate{Canary: &CanaryGate{Metric: "latency", Significance: .01, Samples: 8}}, rand.New(rand.NewPCG(13, 14)), 60); at > 0 {
+		t.Errorf("0.9 ms more fail at %d", at)
+	}
+}
+
 // A gate that fails does not pass when there are more errors, or it is slower,
 // or less is allowed; one that passes does not fail when there is less of it.
 func TestMonotone(t *testing.T) {

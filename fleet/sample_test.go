@@ -109,6 +109,10 @@ func TestCountersThatFellAreLeftOut(t *testing.T) {
 	if _, s = c.take(m, noon.Add(2*time.Second)); s.New.Requests != 1 || s.New.Errors != 1 || s.Old.Requests != 1 || s.Old.Errors != 0 {
 		t.Errorf("after that: %+v", s)
 	}
+	c.Members[Green][0].Errors5x, c.Members[Green][0].Requests = 1, c.Members[Green][0].Requests+5 // more than before already
+	if _, s = c.take(m, noon.Add(2*time.Second)); s.New.Requests != 0 || s.New.Errors != 0 {
+		t.Errorf("errors fell: %+v", s)
+	}
 	stranger := counting(1, 0)
 	stranger.answer(Green, 0, time.Millisecond, true)
 	if m, s := take(Marks{At: noon}, *stranger.RouterStatus, Green, nil, nil, noon.Add(time.Second)); len(m.Members) != 0 || s.New.Requests != 0 {
