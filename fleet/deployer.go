@@ -42,7 +42,7 @@ type Deployer struct {
 	now   func() time.Time    // tests: another clock
 	sleep func(time.Duration) // tests: moves it
 
-	open func() (log, []journal.Record, error)  // tests: another journal
+	open func() (log, player, error)            // tests: another journal
 	take func(dir string) (func() error, error) // tests: another lock
 	save func(dir string) error                 // tests: no file
 }

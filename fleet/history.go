@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/rebake/rebake/artifact"
@@ -38,17 +39,6 @@ func begin(p Plan, at time.Time) Record {
 	return Record{Plan: p, Progress: Progress{State: Planned, Since: at, Deadline: at.Add(p.Policy.Drain)}}
 }
 
-// lastEpoch is the highest epoch that the records know.
-func lastEpoch(recs []journal.Record) (n int64) {
-	for _, rec := range recs {
-		var l lease
-		if rec.Kind == kindLease && json.Unmarshal(rec.Data, &l) == nil {
-			n = max(n, l.Epoch)
-		}
-	}
-	return n
-}
-
 // History is every deployment of a fleet, oldest first.
 type History []Record
 
@@ -62,36 +52,66 @@ func ReadHistory(dir string) (History, error) {
 }
 
 func replay(recs []journal.Record) (History, error) {
-	var h History
+	var p player
 	for _, rec := range recs {
-		switch rec.Kind {
-		case kindPlan:
-			var p Plan
-			if err := json.Unmarshal(rec.Data, &p); err != nil {
-				return nil, fmt.Errorf("%w: record %d: %w", journal.ErrCorrupt, rec.Seq, err)
-			}
-			h = append(h, begin(p, rec.Time))
-		case kindTold:
-			var t told
-			if err := json.Unmarshal(rec.Data, &t); err != nil {
-				return nil, fmt.Errorf("%w: record %d: %w", journal.ErrCorrupt, rec.Seq, err)
-			}
-			if len(h) == 0 || h[len(h)-1].ID != t.Deployment {
-				return nil, fmt.Errorf("%w: record %d is of no known deployment", journal.ErrCorrupt, rec.Seq)
-			}
-			h[len(h)-1].Told = append(h[len(h)-1].Told, t.Stage)
-		case kindState, kindIntent, kindEffect:
-			var e entry
-			if err := json.Unmarshal(rec.Data, &e); err != nil {
-				return nil, fmt.Errorf("%w: record %d: %w", journal.ErrCorrupt, rec.Seq, err)
-			}
-			if len(h) == 0 || h[len(h)-1].ID != e.Deployment {
-				return nil, fmt.Errorf("%w: record %d is of no known deployment", journal.ErrCorrupt, rec.Seq)
-			}
-			h[len(h)-1].Progress = e.Progress
+		if err := p.play(rec); err != nil {
+			return nil, err
 		}
 	}
-	return h, nil
+	return p.History, nil
+}
+
+// player brings a history up to date, record by record.
+type player struct {
+	History History
+	Epoch   int64 // the highest of the leases
+}
+
+func (p *player) play(rec journal.Record) error {
+	var data any
+	switch rec.Kind {
+	case kindPlan:
+		data = new(Plan)
+	case kindTold:
+		data = new(told)
+	case kindState, kindIntent, kindEffect:
+		data = new(entry)
+	case kindLease:
+		data = new(lease)
+	default:
+		return nil // a note
+	}
+	if err := json.Unmarshal(rec.Data, data); err != nil {
+		return fmt.Errorf("%w: record %d: %w", journal.ErrCorrupt, rec.Seq, err)
+	}
+	if !p.apply(rec.Time, data) {
+		return fmt.Errorf("%w: record %d is of no known deployment", journal.ErrCorrupt, rec.Seq)
+	}
+	return nil
+}
+
+// apply takes a decoded record in; false if it is of no known deployment.
+func (p *player) apply(at time.Time, data any) bool {
+	h := p.History
+	mine := func(id string) bool { return len(h) > 0 && h[len(h)-1].ID == id }
+	switch d := data.(type) {
+	case *Plan:
+		p.History = append(h, begin(*d, at))
+	case *told:
+		if !mine(d.Deployment) {
+			return false
+		}
+		r := &h[len(h)-1]
+		r.Told = append(slices.Clip(r.Told), d.Stage)
+	case *entry:
+		if !mine(d.Deployment) {
+			return false
+		}
+		h[len(h)-1].Progress = d.Progress
+	case *lease:
+		p.Epoch = max(p.Epoch, d.Epoch)
+	}
+	return true
 }
 
 // Last is the newest deployment, or nil.

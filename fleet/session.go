@@ -33,21 +33,32 @@ func (d *Deployer) session(ctx context.Context, f func(*session) (Result, error)
 	defer func() { err = errors.Join(err, unlock()) }()
 	open := d.open
 	if open == nil {
-		open = func() (log, []journal.Record, error) { return journal.Open(filepath.Join(d.Dir, journalName)) }
+		open = d.journal
 	}
-	l, recs, err := open()
+	l, past, err := open()
 	if err != nil {
 		return res, err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
-	h, err := replay(recs)
-	if err != nil {
-		return res, err
-	}
-	s := &session{Deployer: d, log: l, history: h, last: lastEpoch(recs)}
+	s := &session{Deployer: d, log: l, history: past.History, last: past.Epoch}
 	res, err = f(s)
 	res.Serving = s.history.Current()
 	return res, err
+}
+
+// journal opens the fleet's journal and reads what is in it.
+func (d *Deployer) journal() (log, player, error) {
+	j, recs, err := journal.Open(filepath.Join(d.Dir, journalName))
+	if err != nil {
+		return nil, player{}, err
+	}
+	var past player
+	for _, rec := range recs {
+		if err := past.play(rec); err != nil {
+			return nil, player{}, errors.Join(err, j.Close())
+		}
+	}
+	return j, past, nil
 }
 
 func (d *Deployer) clock() time.Time {

@@ -2,17 +2,20 @@ package fleet_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/fleet"
+	"github.com/rebake/rebake/internal/journal"
 	"github.com/rebake/rebake/test/fake"
 )
 
@@ -30,27 +33,40 @@ func TestSimulator(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) { simulate(t, *seedFlag, true) })
 		return
 	}
-	began, states := time.Now(), map[fleet.State]int{}
-	for n := range *runsFlag {
-		seed := uint64(n + 1)
-		synctest.Test(t, func(t *testing.T) {
-			for s := range simulate(t, seed, false) {
-				states[s]++
-			}
-		})
-		if t.Failed() {
-			t.Fatalf("replay it with: go test ./fleet -run TestSimulator -seed %d -v", seed)
+	began, states, ops := time.Now(), map[fleet.State]int{}, 0
+	var mu sync.Mutex
+	var failed atomic.Bool
+	t.Run("seeds", func(t *testing.T) {
+		workers := runtime.GOMAXPROCS(0)
+		for worker := range workers {
+			t.Run(fmt.Sprint(worker), func(t *testing.T) {
+				t.Parallel()
+				for seed := uint64(worker + 1); seed <= uint64(*runsFlag) && !failed.Load(); seed += uint64(workers) {
+					synctest.Test(t, func(t *testing.T) {
+						w := simulate(t, seed, false)
+						mu.Lock()
+						defer mu.Unlock()
+						ops += w.ops
+						for s := range w.visited {
+							states[s]++
+						}
+					})
+					if t.Failed() && !failed.Swap(true) {
+						t.Errorf("replay it with: go test ./fleet -run TestSimulator -seed %d -v", seed)
+					}
+				}
+			})
 		}
-	}
-	t.Logf("%d runs in %.1fs; runs that came through each state: %v", *runsFlag, time.Since(began).Seconds(), states)
-	for _, s := range []fleet.State{fleet.Done, fleet.Baking, fleet.RolledBack, fleet.Blocked} {
+	})
+	t.Logf("%d runs of %d operations in %.1fs; runs that came through each state: %v", *runsFlag, ops, time.Since(began).Seconds(), states)
+	for _, s := range []fleet.State{fleet.Done, fleet.Baking, fleet.RolledBack, fleet.Blocked, fleet.Paused, fleet.Quarantined, fleet.Shrinking} {
 		if states[s] < 5 && *runsFlag >= 400 {
 			t.Errorf("few runs came to %q: the simulator has gone blind", s)
 		}
 	}
 }
 
-func simulate(t *testing.T, seed uint64, loud bool) map[fleet.State]bool {
+func simulate(t *testing.T, seed uint64, loud bool) *world {
 	w := newWorld(t, map[artifact.Digest]fake.Behaviour{
 		"sha256:slow":   {Boot: 3 * time.Second},
 		"sha256:never":  {Never: true},
@@ -59,13 +75,19 @@ func simulate(t *testing.T, seed uint64, loud bool) map[fleet.State]bool {
 		"sha256:breaks": {Breaks: 1700 * time.Millisecond},
 		"sha256:flaps":  {Flap: 350 * time.Millisecond},
 	})
-	w.d.Poll = 150 * time.Millisecond
+	w.d.Poll, w.fast = 150*time.Millisecond, !loud
 	w.rnd = rand.New(rand.NewPCG(seed, 7))
 	w.d.Gate = func(context.Context, fleet.Instance) error {
 		if w.faults && w.rnd.IntN(6) == 0 {
 			return errors.New("gate: no")
 		}
 		return nil
+	}
+	w.d.Ask = func(context.Context, fleet.Question) (fleet.Verdict, string, error) {
+		if n := w.rnd.IntN(20); w.faults && n < 4 {
+			return []fleet.Verdict{fleet.Fail, fleet.Inconclusive, fleet.Inconclusive, ""}[n], "so it says", map[bool]error{true: errors.New("asked in vain")}[n == 3]
+		}
+		return fleet.Pass, "", nil
 	}
 	ctx := t.Context()
 	if _, err := w.d.Deploy(ctx, request("good")); err != nil {
@@ -84,6 +106,20 @@ func simulate(t *testing.T, seed uint64, loud bool) map[fleet.State]bool {
 		if w.rnd.IntN(6) == 0 {
 			req.Policy.OnFailure = "pause"
 		}
+		if w.rnd.IntN(4) == 0 {
+			req.Policy.Strategy, req.Policy.Roll = fleet.Rolling, rolls[w.rnd.IntN(3)]
+			req.Policy.Roll.MaxSurge = max(1, req.Policy.Roll.MaxSurge)
+		}
+		if w.rnd.IntN(6) == 0 {
+			req.Policy.Steps[w.rnd.IntN(3)].Pause = true
+			req.Policy.Steps[0].PauseFor = time.Duration(w.rnd.IntN(2)) * 3 * time.Second
+		}
+		if w.rnd.IntN(4) == 0 {
+			req.Policy.Quarantine = time.Duration(w.rnd.IntN(10)) * time.Second
+		}
+		if w.rnd.IntN(4) == 0 {
+			req.Policy.Gates = []fleet.Gate{{Name: "asked", Command: &fleet.CommandGate{Args: []string{"true"}}}}
+		}
 		ops := []struct {
 			name string
 			do   func() (fleet.Result, error)
@@ -96,25 +132,27 @@ func simulate(t *testing.T, seed uint64, loud bool) map[fleet.State]bool {
 			{"tend", func() (fleet.Result, error) { return fleet.Result{}, w.d.Tend(ctx, req.Wait) }},
 		}
 		op := ops[w.rnd.IntN(len(ops))]
+		w.ops++
 		res, err, killed := w.run(op.do)
 		w.crashAt = 0
 		if loud {
 			t.Logf("%s: %s killed=%v %v", op.name, res.State, killed, err)
 		}
+		w.shares()
 		for _, b := range w.bad {
 			t.Errorf("%s: invariant: %s", op.name, b)
 		}
-		w.graph()
 		time.Sleep(time.Duration(w.rnd.IntN(5000)) * time.Millisecond)
 	}
 	time.Sleep(5 * time.Second) // until the last mischief is over
 	w.faults = false
-	h, err := fleet.Replay(w.recs)
-	if err != nil {
-		t.Fatal(err)
-	}
+	h := w.past.History
 	if h.Unfinished() != nil && h.Last().State != fleet.Blocked {
-		if _, err := w.d.Resume(ctx, true); err != nil && !errors.Is(err, fleet.ErrRolledBack) && !errors.Is(err, fleet.ErrBlocked) {
+		_, err := w.d.Resume(ctx, true)
+		for errors.Is(err, fleet.ErrPaused) {
+			_, err = w.d.Resume(ctx, true)
+		}
+		if err != nil && !errors.Is(err, fleet.ErrRolledBack) && !errors.Is(err, fleet.ErrBlocked) {
 			t.Errorf("resume without faults: %v", err)
 		}
 	}
@@ -130,14 +168,14 @@ func simulate(t *testing.T, seed uint64, loud bool) map[fleet.State]bool {
 	if err := w.d.Tend(ctx, true); err != nil {
 		t.Error(err)
 	}
-	w.graph()
+	w.shares()
 	w.sound("last")
 	if loud {
 		for _, r := range w.recs {
 			t.Logf("%d %s %.300s", r.Seq, r.Kind, r.Data)
 		}
 	}
-	return w.visited
+	return w
 }
 
 // mischief is what happens to the machines and the router from outside, at some
@@ -179,45 +217,34 @@ var next = map[fleet.State][]fleet.State{
 	fleet.Quarantined: {fleet.DestroyNew}, fleet.DestroyNew: {fleet.RolledBack},
 }
 
-// graph checks the journal from where it was checked last: transitions along
-// the graph, terminal states absorbing, one deployment at a time, weights that
-// only rise on the way forward.
-func (w *world) graph() {
-	w.t.Helper()
-	for ; w.checked < len(w.recs); w.checked++ {
-		rec := w.recs[w.checked]
-		var e struct {
-			Progress fleet.Progress `json:"progress"`
+// transition checks a record as it is written: transitions along the graph,
+// terminal states absorbing, one deployment at a time.
+func (w *world) transition(rec journal.Record, was fleet.Progress) {
+	is := w.past.History.Last()
+	switch {
+	case is == nil || rec.Kind == "lease" || rec.Kind == "told":
+	case rec.Kind == "plan":
+		if was.State != "" && !was.State.Finished() {
+			w.broken("record %d: a plan while the last deployment is %q", rec.Seq, was.State)
 		}
-		if err := json.Unmarshal(rec.Data, &e); err != nil {
-			w.t.Fatal(err)
+	default:
+		if err := step(was, is.Progress); err != nil {
+			w.broken("record %d: %v", rec.Seq, err)
 		}
-		if rec.Kind == "lease" || rec.Kind == "told" {
-			continue
-		}
-		if rec.Kind == "plan" {
-			if w.at.State != "" && !w.at.State.Finished() {
-				w.t.Errorf("record %d: a plan while the last deployment is %q", rec.Seq, w.at.State)
-			}
-			w.at = fleet.Progress{State: fleet.Planned}
-			continue
-		}
-		if err := step(w.at, e.Progress); err != nil {
-			w.t.Errorf("record %d: %v", rec.Seq, err)
-		}
-		w.at = e.Progress
-		w.visited[w.at.State] = true
 	}
-	h, err := fleet.Replay(w.recs)
-	if err != nil {
-		w.t.Fatal(err)
+	if is != nil {
+		w.visited[is.State] = true
 	}
-	for _, r := range h {
+}
+
+// shares checks that the new slot's share only rises on the way forward.
+func (w *world) shares() {
+	for _, r := range w.past.History {
 		top := 0
 		for _, c := range r.Weights {
 			share := c.Weights[r.New.Group.Slot]
-			if share < top && share != 0 && !c.Found {
-				w.t.Errorf("%s: the new slot's share went from %d to %d", r.ID, top, share)
+			if share < top && share != 0 && !c.Found && r.Policy.Strategy != fleet.Rolling {
+				w.broken("%s: the new slot's share went from %d to %d", r.ID, top, share)
 			}
 			top = share
 		}
