@@ -75,21 +75,14 @@ func Frozen(ws []Window, now time.Time) (w Window, until time.Time, frozen bool)
 	return ws[first], time.Time{}, true
 }
 
-// inside is the first window that at is in, and the latest end of all such; -1
-// if there is none.
-func inside(ws []Window, at time.Time) (first int, until time.Time) {
-	first = -1
+// inside is the first window that at is in, and its end; -1 if there is none.
+func inside(ws []Window, at time.Time) (int, time.Time) {
 	for i, w := range ws {
 		if end, in := w.inside(at); in {
-			if first < 0 {
-				first = i
-			}
-			if end.After(until) {
-				until = end
-			}
+			return i, end
 		}
 	}
-	return first, until
+	return -1, time.Time{}
 }
 
 // inside says whether at is in the window, and when that ends.
