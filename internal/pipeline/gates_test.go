@@ -216,7 +216,6 @@ func page(status int, body string, header ...string) http.HandlerFunc {
 }
 
 func TestInstancesAreAsked(t *testing.T) {
-	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1") // not for the environment to say
 	closed, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -306,6 +305,17 @@ func TestInstancesAreAskedAtOnce(t *testing.T) {
 	}
 	g := fleet.Gate{Name: "page", HTTP: &fleet.HTTPGate{Port: 80, Path: "/", Status: 200, Timeout: 10 * time.Second}}
 	if v, detail, err := askFor(fleet.Config{}, nil, nil)(t.Context(), question(g, addrs...)); v != fleet.Pass {
+		t.Errorf("%s %q %v", v, detail, err)
+	}
+}
+
+// Not through a proxy, whatever the environment says. Of 127.0.0.1 it is not
+// asked, but of the same by another name.
+func TestInstancesAreAskedDirectly(t *testing.T) {
+	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
+	g := fleet.Gate{Name: "page", HTTP: &fleet.HTTPGate{Port: 80, Path: "/", Status: 200, Timeout: 10 * time.Second}}
+	addr := strings.Replace(serve(t, page(200, "")), "127.0.0.1", "0.0.0.0", 1)
+	if v, detail, err := askFor(fleet.Config{}, nil, nil)(t.Context(), question(g, addr)); v != fleet.Pass {
 		t.Errorf("%s %q %v", v, detail, err)
 	}
 }
