@@ -228,15 +228,11 @@ func askOne(ctx context.Context, g *fleet.HTTPGate, i fleet.Instance, img artifa
 	if addr == "" {
 		return "", fmt.Errorf("its port %d is not reachable from here", g.Port)
 	}
-	client := &http.Client{
-		Transport:     &http.Transport{DisableKeepAlives: true, DisableCompression: true}, // no Proxy: this is not for the environment to say
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+g.Path, nil)
 	if err != nil {
 		return "", err
 	}
-	res, err := client.Do(req)
+	res, err := direct().Do(req)
 	if err != nil {
 		return "", err
 	}
@@ -261,6 +257,15 @@ func askOne(ctx context.Context, g *fleet.HTTPGate, i fleet.Instance, img artifa
 		return fmt.Sprintf("%s is %s, want %s", g.Version, show(is), img.Version), nil
 	}
 	return "", nil
+}
+
+// direct is a client that knows no proxy, whatever the environment says, and
+// takes a redirect for the answer.
+func direct() *http.Client {
+	return &http.Client{
+		Transport:     &http.Transport{DisableKeepAlives: true, DisableCompression: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 }
 
 // isVersion says that a text is one of the image's names for its version.
