@@ -50,6 +50,14 @@ race: $(LINT) ## unit tests under the race detector
 demo: setup build ## the main job on this machine: bake, run a fleet, swap under load, refuse a broken image
 	@$(GO) run ./test/demo -rebake $(BIN)
 
+.PHONY: soak
+soak: ## a million operations of the deployment simulator; minutes
+	@$(GO) test ./fleet -run TestSimulator -v -timeout 60m -runs 250000
+
+.PHONY: mutants
+mutants: ## break the deployment engine in every way of a list and see the tests notice; minutes
+	@$(GO) run ./test/mutants
+
 .PHONY: crash-matrix
 crash-matrix: setup ## kill deployments at every point and write docs/crash-matrix.md; twenty minutes
 	@REBAKE_CRASH_MATRIX=all $(GO) test -tags e2e ./test/e2e -run TestCrashMatrix -v -timeout 60m

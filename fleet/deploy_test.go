@@ -233,6 +233,32 @@ func TestSomebodyElsesWeightsFreezeTheDeployment(t *testing.T) {
 	})
 }
 
+// Whenever it happens: before the first write, and in the last hold, after which
+// nothing is written any more.
+func TestSomebodyElsesWeightsAreSeenAtAnyTime(t *testing.T) {
+	for name, at := range map[string]time.Duration{"while it warms up": 3 * time.Second, "in the last hold": 7500 * time.Millisecond} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, map[artifact.Digest]fake.Behaviour{"sha256:2": {Boot: 5 * time.Second}})
+				if _, err := w.d.Deploy(t.Context(), request("1")); err != nil {
+					t.Fatal(err)
+				}
+				go func() {
+					time.Sleep(at)
+					w.router.Edit(map[fleet.Slot]int{fleet.Blue: 999, fleet.Green: 1})
+				}()
+				res, err := w.d.Deploy(t.Context(), request("2"))
+				if !errors.Is(err, fleet.ErrBlocked) {
+					t.Fatal(res.State, err)
+				}
+				if st, _ := w.look(); st.Weights[fleet.Green] != 1 {
+					t.Errorf("the weights were touched: %v", st.Weights)
+				}
+			})
+		})
+	}
+}
+
 func TestAFixCanBeDeployedWhereGoingBackIsNotSafe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, nil)
@@ -272,31 +298,36 @@ func TestAFixCanBeDeployedWhereGoingBackIsNotSafe(t *testing.T) {
 func TestKilledAfterEveryRecordAndResumed(t *testing.T) {
 	for name, b := range map[string]fake.Behaviour{"good": {}, "500": {Status: 500}, "breaks under traffic": {Breaks: 2500 * time.Millisecond}} {
 		for _, next := range []string{"resume", "abort", "same deploy"} {
-			t.Run(name+", "+next, func(t *testing.T) {
-				points := 0
-				for n := 1; ; n++ {
-					more := false
-					synctest.Test(t, func(t *testing.T) { more = killedAt(t, b, n, next) })
-					if !more {
-						break
+			for _, kind := range []string{"record", "call"} { // after the record; after the call, before its effect is written
+				t.Run(name+", "+kind+", "+next, func(t *testing.T) {
+					points := 0
+					for n := 1; ; n++ {
+						more := false
+						synctest.Test(t, func(t *testing.T) { more = killedAt(t, b, kind, n, next) })
+						if !more {
+							break
+						}
+						points++
 					}
-					points++
-				}
-				if points < 15 { // a 500 never gets to traffic: 17
-					t.Errorf("only %d points of a deployment were tried", points)
-				}
-			})
+					if want := map[string]int{"record": 15, "call": 4}[kind]; points < want { // a 500 never gets to traffic
+						t.Errorf("only %d points of a deployment were tried, want %d", points, want)
+					}
+				})
+			}
 		}
 	}
 }
 
-func killedAt(t *testing.T, b fake.Behaviour, n int, next string) bool {
+func killedAt(t *testing.T, b fake.Behaviour, kind string, n int, next string) bool {
 	w := newWorld(t, map[artifact.Digest]fake.Behaviour{"sha256:2": b})
 	if _, err := w.d.Deploy(t.Context(), request("1")); err != nil {
 		t.Fatal(err)
 	}
-	first := len(w.recs)
-	w.crashAt = first + n
+	if kind == "call" {
+		w.dieIn = n
+	} else {
+		w.crashAt = len(w.recs) + n
+	}
 	stop := w.traffic()
 	req := request("2")
 	req.Wait = true
@@ -323,7 +354,7 @@ func killedAt(t *testing.T, b fake.Behaviour, n int, next string) bool {
 		}
 	}
 	sent, failed := stop()
-	at := fmt.Sprintf("killed at record %d", n)
+	at := fmt.Sprintf("killed at %s %d", kind, n)
 	if err != nil && !errors.Is(err, fleet.ErrRolledBack) && !errors.Is(err, fleet.ErrNothing) {
 		t.Fatalf("%s: %v", at, err)
 	}

@@ -21,7 +21,7 @@ import (
 
 var (
 	seedFlag = flag.Uint64("seed", 0, "replay one run of the simulator")
-	runsFlag = flag.Int("runs", 400, "runs of the simulator, each of several operations with faults")
+	runsFlag = flag.Int("runs", 25000, "runs of the simulator, each of some four operations under faults")
 )
 
 // TestSimulator does random operations under random faults: calls that fail
@@ -60,7 +60,7 @@ func TestSimulator(t *testing.T) {
 	})
 	t.Logf("%d runs of %d operations in %.1fs; runs that came through each state: %v", *runsFlag, ops, time.Since(began).Seconds(), states)
 	for _, s := range []fleet.State{fleet.Done, fleet.Baking, fleet.RolledBack, fleet.Blocked, fleet.Paused, fleet.Quarantined, fleet.Shrinking} {
-		if states[s] < 5 && *runsFlag >= 400 {
+		if states[s] < 5 && *runsFlag >= 3000 {
 			t.Errorf("few runs came to %q: the simulator has gone blind", s)
 		}
 	}
@@ -101,6 +101,7 @@ func simulate(t *testing.T, seed uint64, loud bool) *world {
 		}
 		w.mischief()
 		req := request(images[w.rnd.IntN(len(images))])
+		req.Policy.KeepOld = time.Duration(w.rnd.IntN(4)) * time.Second
 		req.Wait = w.rnd.IntN(3) == 0
 		req.Force = w.rnd.IntN(4) == 0
 		if w.rnd.IntN(6) == 0 {
@@ -138,7 +139,7 @@ func simulate(t *testing.T, seed uint64, loud bool) *world {
 		if loud {
 			t.Logf("%s: %s killed=%v %v", op.name, res.State, killed, err)
 		}
-		w.shares()
+		w.onlyRises()
 		for _, b := range w.bad {
 			t.Errorf("%s: invariant: %s", op.name, b)
 		}
@@ -157,7 +158,7 @@ func simulate(t *testing.T, seed uint64, loud bool) *world {
 		}
 	}
 	req := request("last")
-	req.Force, req.Wait = true, true
+	req.Force, req.Wait, req.Policy.KeepOld = true, true, time.Second
 	res, err := w.d.Deploy(ctx, req)
 	if errors.Is(err, fleet.ErrBlocked) { // weights that somebody changed: it was told so, and says so again
 		res, err = w.d.Deploy(ctx, req)
@@ -168,7 +169,7 @@ func simulate(t *testing.T, seed uint64, loud bool) *world {
 	if err := w.d.Tend(ctx, true); err != nil {
 		t.Error(err)
 	}
-	w.shares()
+	w.onlyRises()
 	w.sound("last")
 	if loud {
 		for _, r := range w.recs {
@@ -237,8 +238,8 @@ func (w *world) transition(rec journal.Record, was fleet.Progress) {
 	}
 }
 
-// shares checks that the new slot's share only rises on the way forward.
-func (w *world) shares() {
+// onlyRises checks that the new slot's share only rises on the way forward.
+func (w *world) onlyRises() {
 	for _, r := range w.past.History {
 		top := 0
 		for _, c := range r.Weights {

@@ -28,6 +28,7 @@ type world struct {
 	fast   bool         // records have no bytes
 
 	crashAt int // crash once this many records are there; 0: never
+	dieIn   int // crash after so many more calls that change something, before their effect is written; 0: never
 	rnd     *rand.Rand
 	faults  bool // calls fail now and then
 	bad     []string
@@ -126,6 +127,17 @@ func (w *world) fault() (before, after error) {
 	return nil, nil
 }
 
+// change is a call that changes something.
+func (w *world) change(f func() error) error {
+	err := w.call(f)
+	if w.dieIn > 0 {
+		if w.dieIn--; w.dieIn == 0 {
+			panic(crash{})
+		}
+	}
+	return err
+}
+
 func (w *world) call(f func() error) error {
 	before, after := w.fault()
 	if before != nil {
@@ -144,7 +156,7 @@ func (g guardPool) Groups(ctx context.Context, name string) (gs []fleet.Group, e
 }
 
 func (g guardPool) Launch(ctx context.Context, id fleet.GroupID, spec fleet.Spec) error {
-	return g.w.call(func() error { return g.w.pool.Launch(ctx, id, spec) })
+	return g.w.change(func() error { return g.w.pool.Launch(ctx, id, spec) })
 }
 
 func (g guardPool) Evidence(ctx context.Context, id fleet.GroupID) (string, error) {
@@ -152,7 +164,7 @@ func (g guardPool) Evidence(ctx context.Context, id fleet.GroupID) (string, erro
 }
 
 func (g guardPool) End(ctx context.Context, id fleet.GroupID, instance string) error {
-	return g.w.call(func() error { return g.w.pool.End(ctx, id, instance) })
+	return g.w.change(func() error { return g.w.pool.End(ctx, id, instance) })
 }
 
 func (g guardPool) Retire(ctx context.Context, id fleet.GroupID) error {
@@ -169,7 +181,7 @@ func (g guardPool) Retire(ctx context.Context, id fleet.GroupID) error {
 	if !st.Up {
 		g.w.broken("retired %s with the router down", id.Deployment)
 	}
-	return g.w.call(func() error { return g.w.pool.Retire(ctx, id) })
+	return g.w.change(func() error { return g.w.pool.Retire(ctx, id) })
 }
 
 // spared: a slot with traffic is never taken out whole, nor below half the fleet.
@@ -207,14 +219,15 @@ func (g guardRouter) Status(ctx context.Context) (st fleet.RouterStatus, err err
 }
 
 func (g guardRouter) Attach(ctx context.Context, s fleet.Slot, m []fleet.Member) error {
-	if st, _ := g.w.look(); st.Weights[s] > 0 && len(st.Members[s]) == 0 {
+	l := g.w.past.History.Last()
+	if st, _ := g.w.look(); st.Weights[s] > 0 && len(st.Members[s]) == 0 && l.Policy.Strategy != fleet.Rolling {
 		g.w.broken("attached to slot %s, which has traffic and nobody to serve it", s)
 	}
-	return g.w.call(func() error { return g.w.router.Attach(ctx, s, m) })
+	return g.w.change(func() error { return g.w.router.Attach(ctx, s, m) })
 }
 
 func (g guardRouter) Ready(ctx context.Context, s fleet.Slot) error {
-	return g.w.call(func() error { return g.w.router.Ready(ctx, s) })
+	return g.w.change(func() error { return g.w.router.Ready(ctx, s) })
 }
 
 func able(st fleet.RouterStatus, s fleet.Slot) (n int) {
@@ -233,12 +246,12 @@ func (g guardRouter) SetWeights(ctx context.Context, want map[fleet.Slot]int) er
 			g.w.broken("traffic was moved from a slot that serves to %s, where nobody is healthy", s)
 		}
 	}
-	return g.w.call(func() error { return g.w.router.SetWeights(ctx, want) })
+	return g.w.change(func() error { return g.w.router.SetWeights(ctx, want) })
 }
 
 func (g guardRouter) Drain(ctx context.Context, s fleet.Slot, ids ...string) error {
 	g.w.spared(s, ids)
-	return g.w.call(func() error { return g.w.router.Drain(ctx, s, ids...) })
+	return g.w.change(func() error { return g.w.router.Drain(ctx, s, ids...) })
 }
 
 func (g guardRouter) Detach(ctx context.Context, s fleet.Slot, force bool, ids ...string) (cut int, err error) {
@@ -249,7 +262,7 @@ func (g guardRouter) Detach(ctx context.Context, s fleet.Slot, force bool, ids .
 			g.w.broken("detached %s, which was not drained", m.ID)
 		}
 	}
-	err = g.w.call(func() (err error) { cut, err = g.w.router.Detach(ctx, s, force, ids...); return err })
+	err = g.w.change(func() (err error) { cut, err = g.w.router.Detach(ctx, s, force, ids...); return err })
 	return cut, err
 }
 
