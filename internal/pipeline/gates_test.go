@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -46,11 +45,7 @@ func (l *listener) ctx(t *testing.T) context.Context {
 	}, red)
 }
 
-func (l *listener) said() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.all.String()
-}
+func (l *listener) said() string { l.mu.Lock(); defer l.mu.Unlock(); return l.all.String() }
 
 func question(g fleet.Gate, addrs ...string) fleet.Question {
 	q := fleet.Question{Gate: g, Step: 1, Plan: fleet.Plan{ID: "01DEPLOY", Fleet: "web",
@@ -216,10 +211,7 @@ func page(status int, body string, header ...string) http.HandlerFunc {
 }
 
 func TestInstancesAreAsked(t *testing.T) {
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	closed := httptest.NewServer(nil)
 	closed.Close()
 	good := page(200, "welcome to release 7", "X-Version", "20260102.1")
 	for name, c := range map[string]struct {
@@ -271,7 +263,7 @@ func TestInstancesAreAsked(t *testing.T) {
 			var addrs []string
 			for _, p := range c.pages {
 				if p == nil {
-					addrs = append(addrs, closed.Addr().String())
+					addrs = append(addrs, closed.Listener.Addr().String())
 				} else {
 					addrs = append(addrs, serve(t, p))
 				}
@@ -380,7 +372,7 @@ func sshMachines(t *testing.T, n int) (doors, []string, fleet.Question) {
 
 var checkEnv = Env{Backends: Backends{
 	Kinds: template.Kinds{Builders: map[string]func() any{"fake": func() any { return new(struct{}) }, "other": func() any { return new(struct{}) }},
-		Provisioners: map[string]func() any{}, Checks: check.Kinds()},
+		Checks: check.Kinds()},
 	Check: func(s template.Step) (check.Check, error) {
 		cfg := check.Kinds()[s.Kind]()
 		if err := s.Block.Decode(cfg); err != nil {
@@ -480,13 +472,12 @@ func TestASecretOfATestIsNotKept(t *testing.T) {
 
 func TestTestsThatCannotRun(t *testing.T) {
 	d, _, q := sshMachines(t, 2)
-	kept := func(text string) func() ([]namedCheck, error) {
-		return func() ([]namedCheck, error) { return keptTests(checkEnv, json.RawMessage(text)) }
-	}
+	type source = func() ([]namedCheck, error)
+	kept := func(text string) source { return func() ([]namedCheck, error) { return keptTests(checkEnv, []byte(text)) } }
 	ok := `[{"name":"x","kind":"command","config":{"run":"true"}}]`
 	for want, c := range map[string]struct {
 		pool  fleet.Pool
-		tests func() ([]namedCheck, error)
+		tests source
 	}{
 		"the template has no test: block":      {d, kept("")},
 		`test "x" is of kind dance`:            {d, kept(`[{"name":"x","kind":"dance","config":{}}]`)},
