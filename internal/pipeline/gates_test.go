@@ -473,7 +473,9 @@ func TestASecretOfATestIsNotKept(t *testing.T) {
 func TestTestsThatCannotRun(t *testing.T) {
 	d, _, q := sshMachines(t, 2)
 	type source = func() ([]namedCheck, error)
-	kept := func(text string) source { return func() ([]namedCheck, error) { return keptTests(checkEnv, []byte(text)) } }
+	kept := func(text string) source {
+		return func() ([]namedCheck, error) { return keptTests(checkEnv, []byte(text)) }
+	}
 	ok := `[{"name":"x","kind":"command","config":{"run":"true"}}]`
 	for want, c := range map[string]struct {
 		pool  fleet.Pool
