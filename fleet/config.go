@@ -36,6 +36,7 @@ type Config struct {
 	Policy     Policy          `json:"policy"`
 	Hooks      []Hook          `json:"hooks,omitempty"`
 	Freeze     []Window        `json:"freeze,omitempty"`
+	Tests      json.RawMessage `json:"tests,omitempty"` // of the test gate; for the pipeline alone to read
 }
 
 // Save writes fleet.json in dir, all or nothing.

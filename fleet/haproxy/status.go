@@ -8,6 +8,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/rebake/rebake/fleet"
 )
@@ -67,6 +68,7 @@ func (r *Router) live(ctx context.Context) (map[fleet.Slot][]fleet.MemberStatus,
 				InFlight: row.current + row.queued,
 				Requests: row.total,
 				Errors5x: row.errors5xx,
+				Latency:  row.latency,
 			})
 		}
 	}
@@ -143,6 +145,7 @@ type statRow struct {
 	current, queued                          int
 	total, errors5xx                         int64
 	rise, fall, health                       int
+	latency                                  time.Duration // rtime: mean time to the answer's head
 }
 
 // checkText is the last check's result, with the status code if the code was wrong.
@@ -192,7 +195,7 @@ func parseStat(text string) ([]statRow, error) {
 			return nil, fmt.Errorf("read the router's statistics: %w", err)
 		}
 		get := func(name string) string {
-			if i := col[name]; i < len(rec) {
+			if i, ok := col[name]; ok && i < len(rec) {
 				return rec[i]
 			}
 			return ""
@@ -219,6 +222,7 @@ func parseStat(text string) ([]statRow, error) {
 			current: int(num("scur")), queued: int(num("qcur")), total: num("stot"), errors5xx: num("hrsp_5xx"),
 			rise: int(num("check_rise")), fall: int(num("check_fall")), health: int(num("check_health")),
 		}
+		row.latency = time.Duration(num("rtime")) * time.Millisecond // 0 without the column, and in mode tcp
 		if bad != nil {
 			return nil, bad
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/internal/event"
+	"github.com/rebake/rebake/internal/hook"
 	"github.com/rebake/rebake/internal/ssh"
 	"github.com/rebake/rebake/internal/template"
 	"github.com/rebake/rebake/provisioner"
@@ -21,8 +23,9 @@ import (
 
 // DeployOptions are the choices of a deployment.
 type DeployOptions struct {
-	Force bool // even if the fleet runs this image
-	Wait  bool // until the old slot is retired
+	Force          bool   // even if the fleet runs this image
+	Wait           bool   // until the old slot is retired
+	OverrideFreeze string // why a freeze window does not count; "": it does
 }
 
 // Deploy brings the template's fleet to an image: blue/green, by the template's
@@ -42,13 +45,24 @@ func Deploy(ctx context.Context, env Env, tpl *template.Template, img artifact.I
 	} else if !errors.Is(err, fleet.ErrNoFleet) {
 		return fleet.Result{}, err
 	}
+	if w, until, frozen := fleet.Frozen(cfg.Freeze, env.clock()); frozen && o.OverrideFreeze == "" {
+		return fleet.Result{}, fmt.Errorf("%w until %s by deploy.freeze (%s); wait, or say why not: `--override-freeze REASON`", ErrFrozen, until.Local().Format("Mon 2006-01-02 15:04 MST"), w)
+	} else if frozen {
+		event.Warnf(ctx, "deploying in a freeze (%s): %s", w, o.OverrideFreeze)
+	}
+	kept, tests, err := fleetTests(env, tpl, img.Lineage.Builder)
+	if err != nil {
+		return fleet.Result{}, err
+	}
+	cfg.Tests = kept
 	d, err := deployer(env, cfg)
 	if err != nil {
 		return fleet.Result{}, err
 	}
+	d.Ask = askFor(cfg, d.Pool, func() ([]namedCheck, error) { return tests, nil })
 	img.Tags = nil // they move: the spec is what does not
 	res, err := d.Deploy(ctx, fleet.Request{
-		Spec:   fleet.Spec{Image: img, Size: cfg.Size, Ports: []int{cfg.Policy.Port}, UserData: tpl.Fleet.UserData},
+		Spec:   fleet.Spec{Image: img, Size: cfg.Size, Ports: gatePorts(cfg.Policy), UserData: tpl.Fleet.UserData},
 		Policy: cfg.Policy, Force: o.Force, Wait: o.Wait,
 	})
 	return res, outcome(err)
@@ -88,12 +102,63 @@ func fleetConfig(tpl *template.Template) (fleet.Config, error) {
 		Policy: fleet.Policy{Port: h.Port, KeepOld: f.Deploy.KeepOld, Within: h.Within, Refuse: h.Refuse,
 			Drain: f.Deploy.Drain, OnFailure: f.Deploy.OnFailure},
 	}
+	p := &cfg.Policy
+	p.Strategy, p.Roll = f.Deploy.Strategy, fleet.Roll{MaxSurge: f.Deploy.MaxSurge, MaxUnavailable: f.Deploy.MaxUnavailable, Batch: f.Deploy.Batch}
+	p.MinHealthy, p.Quarantine, p.MaxHold, p.OnInconclusive = f.Deploy.MinHealthy, f.Deploy.Quarantine, f.Deploy.MaxHold, f.Deploy.OnInconclusive
 	for _, s := range f.Deploy.Steps {
-		cfg.Policy.Steps = append(cfg.Policy.Steps, fleet.Step{Permille: 10 * s.Percent, Hold: s.Hold})
+		p.Steps = append(p.Steps, fleet.Step{Permille: 10 * s.Percent, Hold: s.Hold, Pause: s.Pause, PauseFor: s.PauseFor})
 	}
-	cfg.Policy, err = cfg.Policy.Complete()
-	return cfg, err
+	for _, g := range f.Deploy.Gates {
+		p.Gates = append(p.Gates, gateOf(g))
+	}
+	for _, h := range f.Deploy.Hooks {
+		one := fleet.Hook{Args: h.Command, URL: h.URL, Timeout: h.Timeout}
+		for _, on := range h.On {
+			one.On = append(one.On, fleet.Stage(on))
+		}
+		if err := hook.Check(one); err != nil {
+			return cfg, fmt.Errorf("%s: fleet.deploy.hooks: %w", tpl.Path, err)
+		}
+		cfg.Hooks = append(cfg.Hooks, one)
+	}
+	for _, w := range f.Deploy.Freeze {
+		one := fleet.Window(w)
+		if err := one.Check(); err != nil {
+			return cfg, fmt.Errorf("%s: fleet.deploy.freeze: %w", tpl.Path, err)
+		}
+		cfg.Freeze = append(cfg.Freeze, one)
+	}
+	if cfg.Template, err = filepath.Abs(tpl.Path); err != nil { // commands of gates and hooks run in its folder
+		return cfg, err
+	}
+	if *p, err = p.Complete(); err != nil {
+		return cfg, fmt.Errorf("%s: fleet.%w", tpl.Path, err)
+	}
+	return cfg, nil
 }
+
+// gateOf is a gate of the template as a deployment knows it.
+func gateOf(g template.Gate) fleet.Gate {
+	out := fleet.Gate{Name: g.Name, Test: g.Test}
+	switch {
+	case g.ErrorRate != nil:
+		out.ErrorRate = &fleet.ErrorRateGate{Max: g.ErrorRate.Max, Requests: g.ErrorRate.Requests}
+	case g.Latency != nil:
+		out.Latency = &fleet.LatencyGate{Max: g.Latency.Max, Requests: g.Latency.Requests}
+	case g.Canary != nil:
+		c := g.Canary
+		out.Canary = &fleet.CanaryGate{Metric: c.Metric, Significance: c.Significance, Tolerance: c.Tolerance, Samples: c.Samples, Baseline: c.Baseline}
+	case g.Command != nil:
+		out.Command = &fleet.CommandGate{Args: g.Command.Run, Timeout: g.Command.Timeout}
+	case g.HTTP != nil:
+		h := g.HTTP
+		out.HTTP = &fleet.HTTPGate{Port: h.Port, Path: h.Path, Status: h.Status, Body: h.Body, Timeout: h.Timeout, Version: h.Version}
+	}
+	return out
+}
+
+// ErrFrozen is a deployment in a time in which none may begin.
+var ErrFrozen = errors.New("deployments are frozen")
 
 // sameAddress refuses a change of the parts that a swap cannot carry over.
 func sameAddress(old, cfg fleet.Config) error {
@@ -128,6 +193,10 @@ func deployer(env Env, cfg fleet.Config) (*fleet.Deployer, error) {
 		return nil, err
 	}
 	d := &fleet.Deployer{Dir: env.State.Fleet(cfg.Name), Config: cfg, Pool: pool, Router: router}
+	d.Ask = askFor(cfg, pool, func() ([]namedCheck, error) { return keptTests(env, cfg.Tests) })
+	if len(cfg.Hooks) > 0 {
+		d.Notify = hook.Notify(cfg.Hooks, filepath.Dir(cfg.Template))
+	}
 	if len(cfg.Commands) > 0 {
 		d.Gate = func(ctx context.Context, i fleet.Instance) error { return gate(ctx, pool, i.ID, cfg.Commands) }
 	}

@@ -13,6 +13,7 @@ import (
 
 var (
 	durationType = reflect.TypeFor[time.Duration]()
+	countType    = reflect.TypeFor[Count]()
 	blockType    = reflect.TypeFor[Block]()
 )
 
@@ -148,6 +149,9 @@ func (d *decoder) decode(n *node, v reflect.Value, f field, name string) error {
 	}
 	if t, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok && v.Kind() != reflect.Struct || ok && n.kind == scalarNode {
 		s, isText := n.value.(string)
+		if v.Type() == countType && n.kind == scalarNode {
+			s, isText = n.text, true
+		}
 		if n.kind != scalarNode || !isText {
 			return d.mismatch(n, name, "a text", "")
 		}

@@ -72,15 +72,3 @@ type httpHealth struct {
 type tcpHealth struct {
 	Port int `yaml:"port" rebake:"required,shorthand" jsonschema_description:"port in the guest"`
 }
-
-type deployBlock struct {
-	Steps     []weightBlock  `yaml:"steps" jsonschema_description:"shares of the traffic for the new image, rising to 100 (10 % for 10s, then all for 20s)"`
-	KeepOld   *time.Duration `yaml:"keep_old" jsonschema_description:"how long the old instances stay for a rollback (10m)"`
-	Drain     *time.Duration `yaml:"drain_timeout" jsonschema_description:"longest wait for requests in flight (30s)"`
-	OnFailure string         `yaml:"on_failure" jsonschema:"enum=rollback,enum=pause" jsonschema_description:"what is done about an unhealthy image (rollback)"`
-}
-
-type weightBlock struct {
-	Weight int           `yaml:"weight" rebake:"required" jsonschema_description:"percent of the traffic"`
-	Hold   time.Duration `yaml:"hold" jsonschema_description:"how long it is watched before the next step"`
-}

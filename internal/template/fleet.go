@@ -33,7 +33,7 @@ func (l *loader) fleet(e *entry, doc document, kinds Kinds) (*Fleet, error) {
 	if out.Health, err = health(f.Health, n.get("health"), at); err != nil {
 		return nil, err
 	}
-	out.Deploy, err = deploy(f.Deploy, at)
+	out.Deploy, err = deploy(f.Deploy, out.Size, len(doc.Test) > 0, at)
 	return out, err
 }
 
@@ -101,33 +101,6 @@ func health(h healthBlock, e *entry, at Block) (Health, error) {
 		if *c.value < 1 || *c.value > 100 {
 			return out, at.Errorf("health."+c.key, "%s must be between 1 and 100", c.key)
 		}
-	}
-	return out, nil
-}
-
-func deploy(d deployBlock, at Block) (Deploy, error) {
-	out := Deploy{KeepOld: 10 * time.Minute, Drain: 30 * time.Second, OnFailure: d.OnFailure}
-	if d.KeepOld != nil {
-		out.KeepOld = *d.KeepOld
-	}
-	if d.Drain != nil {
-		out.Drain = *d.Drain
-	}
-	if out.OnFailure == "" {
-		out.OnFailure = "rollback"
-	}
-	last := 0
-	for _, s := range d.Steps {
-		if s.Weight <= last || s.Weight > 100 {
-			return out, at.Errorf("deploy.steps", "weights must rise, from at least 1 to 100: %d comes after %d", s.Weight, last)
-		}
-		last = s.Weight
-		out.Steps = append(out.Steps, Weight{Percent: s.Weight, Hold: s.Hold})
-	}
-	if len(d.Steps) == 0 {
-		out.Steps = []Weight{{Percent: 10, Hold: 10 * time.Second}, {Percent: 100, Hold: 20 * time.Second}}
-	} else if last != 100 {
-		return out, at.Errorf("deploy.steps", "the last step must have weight 100, not %d", last)
 	}
 	return out, nil
 }

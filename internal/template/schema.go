@@ -10,6 +10,7 @@ import (
 )
 
 const (
+	shareRegexp      = `^[0-9]+(\.[0-9]+)?%$`
 	durationRegexp   = `^([0-9]+(\.[0-9]*)?(ns|us|µs|ms|s|m|h))+$|^0$`
 	expressionRegexp = `\$\{\{`
 )
@@ -139,6 +140,10 @@ func reflectType(t reflect.Type) *jsonschema.Schema {
 				return &jsonschema.Schema{Type: "string", Pattern: durationRegexp}
 			case t == sizeType:
 				return &jsonschema.Schema{Type: "string", Pattern: sizePattern.String()}
+			case t == reflect.TypeFor[Share]():
+				return &jsonschema.Schema{Type: "string", Pattern: shareRegexp}
+			case t == countType:
+				return &jsonschema.Schema{AnyOf: []*jsonschema.Schema{{Type: "integer"}, {Type: "string", Pattern: shareRegexp}}}
 			case t == blockType:
 				return &jsonschema.Schema{}
 			case t.Kind() != reflect.Struct && reflect.PointerTo(t).Implements(textType):

@@ -104,20 +104,6 @@ type Health struct {
 	Commands []string      // run over SSH in each new instance before traffic: exit 0 is healthy
 }
 
-// Deploy is how a fleet is replaced.
-type Deploy struct {
-	Steps     []Weight
-	KeepOld   time.Duration
-	Drain     time.Duration // longest wait for requests in flight
-	OnFailure string        // rollback or pause
-}
-
-// Weight is one step of traffic: percent to the new slot, held for Hold.
-type Weight struct {
-	Percent int
-	Hold    time.Duration
-}
-
 // Options are what the command line and the caller bring to Load.
 type Options struct {
 	Vars     []string       // name=value from --var, in order
