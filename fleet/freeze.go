@@ -136,7 +136,7 @@ func clock(day, of time.Time, zone *time.Location, last bool) time.Time {
 	return shown[0]
 }
 
-// String is the window as its template says it.
+// String is the window as its template says it, with its reason.
 func (w Window) String() string {
 	days, zone := "every day", w.Zone
 	if len(w.Days) > 0 {
@@ -145,5 +145,9 @@ func (w Window) String() string {
 	if zone == "" {
 		zone = "UTC"
 	}
-	return fmt.Sprintf("%s %s-%s %s", days, w.From, w.To, zone)
+	s := fmt.Sprintf("%s %s-%s %s", days, w.From, w.To, zone)
+	if w.Reason != "" {
+		s += ": " + w.Reason
+	}
+	return s
 }

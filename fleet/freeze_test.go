@@ -169,3 +169,14 @@ func TestWindowCheck(t *testing.T) {
 		}
 	}
 }
+
+func TestWindowString(t *testing.T) {
+	for want, w := range map[string]fleet.Window{
+		"every day 22:00-06:00 UTC":                                 {From: "22:00", To: "06:00"},
+		"fri, sat 16:00-00:00 Europe/Berlin: nobody is at the desk": {Days: []string{"fri", "sat"}, From: "16:00", To: "00:00", Zone: "Europe/Berlin", Reason: "nobody is at the desk"},
+	} {
+		if got := w.String(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
