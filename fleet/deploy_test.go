@@ -1,6 +1,7 @@
 package fleet_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -236,13 +237,14 @@ func TestSomebodyElsesWeightsFreezeTheDeployment(t *testing.T) {
 // Whenever it happens: before the first write, and in the last hold, after which
 // nothing is written any more.
 func TestSomebodyElsesWeightsAreSeenAtAnyTime(t *testing.T) {
-	for name, at := range map[string]time.Duration{"while it warms up": 3 * time.Second, "in the last hold": 7500 * time.Millisecond} {
+	for name, at := range map[string]time.Duration{"while it warms up": 3 * time.Second, "while it is verified": 6500 * time.Millisecond, "in the last hold": 9500 * time.Millisecond} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, map[artifact.Digest]fake.Behaviour{"sha256:2": {Boot: 5 * time.Second}})
 				if _, err := w.d.Deploy(t.Context(), request("1")); err != nil {
 					t.Fatal(err)
 				}
+				w.d.Gate = func(context.Context, fleet.Instance) error { time.Sleep(time.Second); return nil }
 				go func() {
 					time.Sleep(at)
 					w.router.Edit(map[fleet.Slot]int{fleet.Blue: 999, fleet.Green: 1})

@@ -20,6 +20,8 @@ var (
 	ErrUnfinished = errors.New("another deployment is unfinished")
 	ErrNothing    = errors.New("nothing to do")
 	ErrPaused     = errors.New("deployment is paused")
+
+	ErrNotApproved = errors.New("not the plan that was approved")
 )
 
 // Deployer carries deployments of one fleet out. Each method takes the fleet's
@@ -65,6 +67,9 @@ type Request struct {
 	Policy Policy
 	Force  bool // even if this very image serves already; gives up a blocked deployment
 	Wait   bool // until the old slot is gone, not only until traffic moved
+	// Approve is the id of the plan that a person saw (Plan): if anything would
+	// be done otherwise, ErrNotApproved and nothing is done. "": no approval is asked for.
+	Approve string
 }
 
 // Result is what came of a call.
@@ -305,6 +310,9 @@ func (s *session) start(ctx context.Context, req Request, rollback bool) (Result
 	}
 	if err := p.Policy.fits(p.New.Spec.Size); err != nil {
 		return Result{}, err
+	}
+	if _, id := forecast(s.Config.Name, p.Old, req, 0); req.Approve != "" && req.Approve != id {
+		return Result{}, fmt.Errorf("%w: %s was, and it is %s now; look at it again with `rebake deploy TEMPLATE --plan`", ErrNotApproved, req.Approve, id)
 	}
 	if err := s.append(ctx, kindPlan, p); err != nil {
 		return Result{}, err

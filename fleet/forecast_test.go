@@ -286,7 +286,7 @@ func TestADeploymentIsAsForecast(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, nil)
-				w.size, w.extra = n, 2 // baseline
+				w.size, w.extra = n, 2                            // baseline
 				p.OnInconclusive, p.MaxHold = "pass", time.Second // nobody sends traffic
 				for _, version := range []string{"1", "2"} {
 					f := fleet.ForecastOf(complete(t, p), n, version == "2", 0)

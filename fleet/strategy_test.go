@@ -347,3 +347,31 @@ func dedupe(all []string) (out []string) {
 	}
 	return out
 }
+
+func TestOnlyTheApprovedPlanIsCarriedOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		w.d.Dir = t.TempDir()
+		first := request("1")
+		_, id, err := w.d.Plan(first, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first.Approve = "000000000000"
+		if _, err := w.d.Deploy(t.Context(), first); !errors.Is(err, fleet.ErrNotApproved) || !strings.Contains(err.Error(), id) {
+			t.Fatal(err)
+		}
+		w.sound("")
+		first.Approve = id
+		if _, err := w.d.Deploy(t.Context(), first); err != nil {
+			t.Fatal(err)
+		}
+		w.sound("1")
+		next := request("2")
+		next.Approve = id // of another image, on another state
+		if _, err := w.d.Deploy(t.Context(), next); !errors.Is(err, fleet.ErrNotApproved) {
+			t.Fatal(err)
+		}
+		w.sound("1")
+	})
+}

@@ -83,6 +83,9 @@ func New(cfg Config, deps Deps, fleetName string) (*Pool, error) {
 	return &Pool{cfg: cfg, deps: deps, name: fleetName, vms: processes{}, grace: time.Duration(cfg.Shutdown)}, nil
 }
 
+// InstanceMemory is what an instance takes of this machine's memory, in bytes.
+func (p *Pool) InstanceMemory() int64 { return int64(p.cfg.Memory) }
+
 // Groups implements fleet.Pool.
 func (p *Pool) Groups(_ context.Context, name string) ([]fleet.Group, error) {
 	if !nameRE.MatchString(name) {

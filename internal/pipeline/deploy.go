@@ -25,47 +25,72 @@ import (
 type DeployOptions struct {
 	Force          bool   // even if the fleet runs this image
 	Wait           bool   // until the old slot is retired
+	Approve        string // the id of the plan that a person saw; "": none is asked for
 	OverrideFreeze string // why a freeze window does not count; "": it does
 }
 
 // Deploy brings the template's fleet to an image: blue/green, by the template's
 // steps and gates. ErrRolledBack comes with a Result that says why.
 func Deploy(ctx context.Context, env Env, tpl *template.Template, img artifact.Image, o DeployOptions) (fleet.Result, error) {
-	if tpl.Fleet == nil {
-		return fleet.Result{}, fmt.Errorf("%s has no fleet: block, so there is nothing to deploy to (`rebake docs fleet`)", tpl.Path)
-	}
-	cfg, err := fleetConfig(tpl)
+	d, req, err := fleetFor(ctx, env, tpl, img)
 	if err != nil {
 		return fleet.Result{}, err
 	}
-	if old, err := fleet.LoadConfig(env.State.Fleet(cfg.Name)); err == nil {
-		if err := sameAddress(old, cfg); err != nil {
-			return fleet.Result{}, err
-		}
-	} else if !errors.Is(err, fleet.ErrNoFleet) {
-		return fleet.Result{}, err
-	}
-	if w, until, frozen := fleet.Frozen(cfg.Freeze, env.clock()); frozen && o.OverrideFreeze == "" {
+	if w, until, frozen := fleet.Frozen(d.Config.Freeze, env.clock()); frozen && o.OverrideFreeze == "" {
 		return fleet.Result{}, fmt.Errorf("%w until %s by deploy.freeze (%s); wait, or say why not: `--override-freeze REASON`", ErrFrozen, until.Local().Format("Mon 2006-01-02 15:04 MST"), w)
 	} else if frozen {
 		event.Warnf(ctx, "deploying in a freeze (%s): %s", w, o.OverrideFreeze)
 	}
+	req.Force, req.Wait, req.Approve = o.Force, o.Wait, o.Approve
+	res, err := d.Deploy(ctx, req)
+	return res, outcome(err)
+}
+
+// PlanDeploy says what Deploy would do now, and the id to approve it by. It
+// changes nothing.
+func PlanDeploy(ctx context.Context, env Env, tpl *template.Template, img artifact.Image) (fleet.Forecast, string, error) {
+	d, req, err := fleetFor(ctx, env, tpl, img)
+	if err != nil {
+		return fleet.Forecast{}, "", err
+	}
+	var memory int64
+	if m, ok := d.Pool.(interface{ InstanceMemory() int64 }); ok {
+		memory = m.InstanceMemory()
+	}
+	return d.Plan(req, memory)
+}
+
+// fleetFor is the template's fleet, and the wish that it runs the image.
+func fleetFor(_ context.Context, env Env, tpl *template.Template, img artifact.Image) (*fleet.Deployer, fleet.Request, error) {
+	if tpl.Fleet == nil {
+		return nil, fleet.Request{}, fmt.Errorf("%s has no fleet: block, so there is nothing to deploy to (`rebake docs fleet`)", tpl.Path)
+	}
+	cfg, err := fleetConfig(tpl)
+	if err != nil {
+		return nil, fleet.Request{}, err
+	}
+	if old, err := fleet.LoadConfig(env.State.Fleet(cfg.Name)); err == nil {
+		if err := sameAddress(old, cfg); err != nil {
+			return nil, fleet.Request{}, err
+		}
+	} else if !errors.Is(err, fleet.ErrNoFleet) {
+		return nil, fleet.Request{}, err
+	}
 	kept, tests, err := fleetTests(env, tpl, img.Lineage.Builder)
 	if err != nil {
-		return fleet.Result{}, err
+		return nil, fleet.Request{}, err
 	}
 	cfg.Tests = kept
 	d, err := deployer(env, cfg)
 	if err != nil {
-		return fleet.Result{}, err
+		return nil, fleet.Request{}, err
 	}
 	d.Ask = askFor(cfg, d.Pool, func() ([]namedCheck, error) { return tests, nil })
 	img.Tags = nil // they move: the spec is what does not
-	res, err := d.Deploy(ctx, fleet.Request{
+	return d, fleet.Request{
 		Spec:   fleet.Spec{Image: img, Size: cfg.Size, Ports: gatePorts(cfg.Policy), UserData: tpl.Fleet.UserData},
-		Policy: cfg.Policy, Force: o.Force, Wait: o.Wait,
-	})
-	return res, outcome(err)
+		Policy: cfg.Policy,
+	}, nil
 }
 
 // outcome makes the fleet's sentinel the pipeline's.
