@@ -134,7 +134,7 @@ func TestABaselineOfTheOldImageComesAndGoes(t *testing.T) {
 		}
 		stop := w.traffic()
 		req := request("2")
-		req.Policy.KeepOld, w.extra = 0, 1
+		req.Policy.KeepOld, w.extra = time.Minute, 1
 		req.Policy.Steps = []fleet.Step{{Permille: 500, Hold: 20 * time.Second}, {Permille: 1000}}
 		req.Policy.Gates = []fleet.Gate{{Canary: &fleet.CanaryGate{Metric: "errors", Baseline: 1}}}
 		most := 0
@@ -148,6 +148,9 @@ func TestABaselineOfTheOldImageComesAndGoes(t *testing.T) {
 		res, err := w.d.Deploy(t.Context(), req)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if _, gs := w.look(); len(gs) != 2 {
+			t.Errorf("%d groups once it is promoted: the baseline is still there", len(gs))
 		}
 		if most != 3 {
 			t.Errorf("%d groups at most: no baseline?", most)
