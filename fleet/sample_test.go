@@ -152,7 +152,7 @@ func TestSamplesAddUp(t *testing.T) {
 		var sum Sample
 		for i := range 1 + r.IntN(50) {
 			for range r.IntN(40) {
-				s := Slot(Blue)
+				s := Blue
 				if r.IntN(2) == 0 {
 					s = Green
 				}

@@ -2,6 +2,7 @@ package fleet_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -373,5 +374,55 @@ func TestOnlyTheApprovedPlanIsCarriedOut(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.sound("1")
+	})
+}
+
+func TestAnotherImageWaitsForAnUnfinishedDeployment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		if _, err := w.d.Deploy(t.Context(), request("1")); err != nil {
+			t.Fatal(err)
+		}
+		w.crashAt = len(w.recs) + 8
+		if _, _, killed := w.run(func() (fleet.Result, error) { return w.d.Deploy(t.Context(), request("2")) }); !killed {
+			t.Fatal("it was not killed")
+		}
+		if _, err := w.d.Deploy(t.Context(), request("3")); !errors.Is(err, fleet.ErrUnfinished) || !strings.Contains(err.Error(), "web:2 is in state") {
+			t.Fatal(err)
+		}
+		if _, err := w.d.Deploy(t.Context(), request("2")); err != nil { // the same goes on
+			t.Fatal(err)
+		}
+		w.sound("2")
+	})
+}
+
+// Each session that changes something has an epoch of its own, higher than all
+// before, written before anything else.
+func TestEachSessionHasAnEpoch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		for _, v := range []string{"1", "2", "2", "3"} { // the same again changes nothing
+			if _, err := w.d.Deploy(t.Context(), request(v)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		last, n := int64(0), 0
+		for i, rec := range w.recs {
+			var l struct{ Epoch int64 }
+			switch {
+			case rec.Kind != "lease" && i == 0:
+				t.Error("the first record is no lease")
+			case rec.Kind != "lease":
+				continue
+			}
+			if err := json.Unmarshal(rec.Data, &l); err != nil || l.Epoch <= last {
+				t.Errorf("record %d: epoch %d after %d, %v", rec.Seq, l.Epoch, last, err)
+			}
+			last, n = l.Epoch, n+1
+		}
+		if n != 3 {
+			t.Errorf("%d leases for three deployments", n)
+		}
 	})
 }

@@ -246,7 +246,7 @@ func deploy(d deployBlock, size int, tests bool, at Block) (Deploy, error) {
 		if (len(h.Command) == 0) == (h.URL == "") {
 			return out, at.Errorf(fmt.Sprintf("deploy.hooks.%d", i), "a hook has a command or a url, and not both")
 		}
-		out.Hooks = append(out.Hooks, Hook{On: h.On, Command: h.Command, URL: h.URL, Timeout: h.Timeout})
+		out.Hooks = append(out.Hooks, Hook(h))
 	}
 	for _, f := range d.Freeze {
 		out.Freeze = append(out.Freeze, Freeze(f))

@@ -36,12 +36,12 @@ func main() {
 	}
 }
 
-func all(ctx context.Context, only string, runs int) error {
+func all(ctx context.Context, only string, runs int) (err error) {
 	dir, err := os.MkdirTemp("", "mutants-")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	caught, alive := 0, []string{}
 	for _, m := range mutants {
 		if !strings.Contains(m.what, only) {

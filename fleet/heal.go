@@ -1,0 +1,480 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/rebake/rebake/internal/event"
+)
+
+// ErrUnhealthy is a fresh instance that may not serve.
+var ErrUnhealthy = errors.New("the fresh instance does not serve")
+
+// Healed is what Heal did.
+type Healed struct {
+	Replaced []Replacement `json:"replaced"`
+	Cut      int           `json:"cut"` // requests that the drain timeout ended
+}
+
+// Replacement is an instance that was started anew, under the name it had.
+type Replacement struct {
+	Instance string `json:"instance"`
+	Why      string `json:"why"` // dead, missing, or live
+}
+
+// healNote is a journal record of kind "heal". It decides nothing: what is there
+// tells all that has to be done. It says who did what, and when.
+type healNote struct {
+	Heal      string   `json:"heal"` // ULID
+	By        string   `json:"by"`
+	Step      string   `json:"step"` // launch, attach, ready, drain, detach, end, retire
+	Group     GroupID  `json:"group"`
+	Instances []string `json:"instances,omitempty"`
+}
+
+const kindHeal = "heal"
+
+// Heal replaces the serving slot's dead and missing instances, and the live ones
+// that are named, with fresh ones of the same image: those one at a time, drained
+// before, and never so that fewer than Policy.MinHealthy serve. Where that leaves
+// no room a temporary instance, in a group of its own, serves meanwhile. It stops
+// at the first fresh instance that may not serve, with ErrUnhealthy; that one
+// stays, without traffic. ErrUnfinished while a deployment is unfinished.
+//
+// Killed at any point it leaves instances that the pool or the router knows by
+// name: the next Heal, or the next deployment, goes on from what is there.
+func (d *Deployer) Heal(ctx context.Context, live ...string) (Healed, error) {
+	out := Healed{Replaced: []Replacement{}}
+	_, err := d.session(ctx, func(s *session) (Result, error) {
+		h, err := s.healer(live)
+		if err != nil {
+			return Result{}, err
+		}
+		err = h.run(ctx, live)
+		out.Replaced, out.Cut = append(out.Replaced, h.replaced...), h.cut
+		return Result{}, err
+	})
+	return out, err
+}
+
+// healer is one Heal.
+type healer struct {
+	*session
+	id       string
+	by       string
+	cur      Release
+	policy   Policy
+	base     GroupID // of a deployment whose failed instances are kept for a look; or none
+	victims  []string
+	replaced []Replacement
+	cut      int
+}
+
+func (s *session) healer(live []string) (*healer, error) {
+	if r := s.history.Unfinished(); r != nil {
+		return nil, unfinished(*r)
+	}
+	cur, last := s.history.Current(), s.history.Last()
+	if cur == nil {
+		return nil, fmt.Errorf("%w: nothing was deployed to %s that could be healed", ErrNothing, s.Config.Name)
+	}
+	if _, r := s.history.Kept(); r != nil && len(live) > 0 {
+		return nil, fmt.Errorf("%w: its old instances are kept warm until %s, and an instance that is missing meanwhile looks like a bad image; replace live instances after `rebake gc` has ended them then",
+			ErrUnfinished, r.Deadline.Local().Format("15:04:05"))
+	}
+	who := me()
+	h := &healer{session: s, id: ulid.Make().String(), by: who.User + "@" + who.Host, cur: *cur, victims: live}
+	for _, r := range s.history {
+		if r.New.Group == cur.Group || r.ID == last.ID && h.policy.Port == 0 {
+			h.policy = r.Policy
+		}
+	}
+	if !last.State.Finished() {
+		h.base, _ = last.base()
+	}
+	var err error
+	h.policy, err = h.policy.Complete() // older journals lack some of it
+	return h, err
+}
+
+// run is the whole of it.
+func (h *healer) run(ctx context.Context, live []string) error {
+	o, err := h.look(ctx)
+	if err != nil {
+		return err
+	}
+	for _, id := range live {
+		if !slices.ContainsFunc(h.group(o), func(i Instance) bool { return i.ID == id }) {
+			return fmt.Errorf("%s is no instance of the slot that serves: `rebake fleet status %s` lists them", id, h.cur.Group.Fleet)
+		}
+	}
+	if err := h.whole(ctx, h.cur.Group, h.cur.Spec.Size); err != nil {
+		return err
+	}
+	if err := h.clear(ctx); err != nil { // the temporary instance of one that was killed
+		return err
+	}
+	for len(h.victims) > 0 {
+		id := h.victims[0]
+		err := event.Run(ctx, "replace "+id, func(ctx context.Context) error { return h.replace(ctx, id) })
+		if err != nil {
+			return err
+		}
+	}
+	return h.clear(ctx)
+}
+
+// look observes, and goes on trying for a while if nobody answers.
+func (h *healer) look(ctx context.Context) (Observation, error) {
+	for began := h.clock(); ; {
+		o, err := h.observe(ctx)
+		if err == nil {
+			return o, nil
+		}
+		if ctx.Err() != nil {
+			return o, context.Cause(ctx)
+		}
+		if h.clock().Sub(began) >= blind {
+			return o, err
+		}
+		h.pause(ctx, 10)
+	}
+}
+
+func (h *healer) group(o Observation) []Instance { return instancesOf(o, h.cur.Group) }
+
+func instancesOf(o Observation, id GroupID) []Instance {
+	for _, g := range o.Groups {
+		if g.ID == id {
+			return g.Instances
+		}
+	}
+	return nil
+}
+
+func (h *healer) slot() Slot { return h.cur.Group.Slot }
+
+// note writes down what is about to be done.
+func (h *healer) note(ctx context.Context, step string, g GroupID, instances ...string) error {
+	return h.append(ctx, kindHeal, healNote{Heal: h.id, By: h.by, Step: step, Group: g, Instances: instances})
+}
+
+// whole brings a group to its size, with each instance let in: dead and missing
+// ones are launched, what the router does not have is attached, and what becomes
+// healthy and passes the gate gets traffic. An instance that serves badly is
+// somebody else's to judge; one that is to be replaced anyway is not waited for.
+func (h *healer) whole(ctx context.Context, g GroupID, size int) error {
+	var until time.Time
+	told, failures := "", 0
+	for {
+		o, err := h.look(ctx)
+		if err != nil {
+			return err
+		}
+		in := instancesOf(o, g)
+		dead := namesOf(in, func(i Instance) bool { return !i.Running })
+		if len(dead) > 0 || len(in) < size {
+			if err := h.launch(ctx, o, g, size, dead); err != nil {
+				if failures++; failures >= h.policy.Retries || ctx.Err() != nil {
+					return err
+				}
+				event.Warnf(ctx, "%v", err)
+				h.pause(ctx, 1<<failures)
+			}
+			until = h.clock().Add(h.policy.Within)
+			continue
+		}
+		if until.IsZero() {
+			until = h.clock().Add(h.policy.Within)
+		}
+		next, what, err := h.admit(ctx, o, g, in)
+		switch {
+		case err != nil || next == "":
+			return err
+		case next == again:
+			continue
+		case !h.clock().Before(until):
+			return fmt.Errorf("%w: %s did not become healthy within %s: router sees %s; it gets no traffic, the others serve as before: see `rebake fleet logs %s %s`",
+				ErrUnhealthy, next, h.policy.Within, what, h.cur.Group.Fleet, next)
+		}
+		if line := fmt.Sprintf("%s to be healthy: %s", next, what); line != told {
+			told = line
+			event.Waiting(ctx, "%s", line)
+		}
+		h.pause(ctx, 1)
+	}
+}
+
+const again = "look again"
+
+// admit attaches what is not attached and lets in what is healthy. next names an
+// instance that is waited for and what the router sees of it, again that
+// something was done, "" that all serve.
+func (h *healer) admit(ctx context.Context, o Observation, g GroupID, in []Instance) (next, what string, err error) {
+	members := map[string]MemberStatus{}
+	for _, m := range o.Router.Members[h.slot()] {
+		members[m.ID] = m
+	}
+	var attach []Member
+	var ready []Instance
+	for _, i := range in {
+		m, ok := members[i.ID]
+		addr := i.Ports[h.policy.Port]
+		switch {
+		case slices.Contains(h.victims, i.ID):
+		case addr == "":
+			return "", "", fmt.Errorf("%s has no address for port %d: see `rebake fleet logs %s %s`", i.ID, h.policy.Port, i.ID, h.cur.Group.Fleet)
+		case !ok || m.Addr != addr:
+			attach = append(attach, Member{ID: i.ID, Addr: addr})
+		case m.Admin == "ready": // it was let in before
+		case m.Healthy:
+			ready = append(ready, i)
+		case next == "":
+			next, what = i.ID, orWord(m.Check, "no check yet")
+		}
+	}
+	switch {
+	case len(attach) > 0:
+		if err := h.note(ctx, "attach", g, memberNames(attach)...); err != nil {
+			return "", "", err
+		}
+		return again, "", h.Router.Attach(ctx, h.slot(), attach)
+	case len(ready) > 0:
+		return again, "", h.letIn(ctx, g, ready)
+	}
+	return next, what, nil
+}
+
+// launch starts what is dead or missing. Requests to a dead instance are lost
+// already: it is taken off the router at once.
+func (h *healer) launch(ctx context.Context, o Observation, g GroupID, size int, dead []string) error {
+	behind := slices.DeleteFunc(slices.Clone(dead), func(id string) bool { return !hasMember(o, h.slot(), id) })
+	if len(behind) > 0 {
+		if err := h.detach(ctx, g, true, behind...); err != nil {
+			return err
+		}
+	}
+	if err := h.note(ctx, "launch", g, dead...); err != nil {
+		return err
+	}
+	spec := h.cur.Spec
+	spec.Size = size
+	before := instancesOf(o, g)
+	lctx, cancel := context.WithTimeout(ctx, h.policy.Launch)
+	defer cancel()
+	err := event.Run(lctx, fmt.Sprintf("start %d instances of slot %s", len(dead)+size-len(before), h.slot()), func(ctx context.Context) error {
+		return h.Pool.Launch(ctx, g, spec)
+	})
+	if err != nil {
+		return fmt.Errorf("start fresh instances: %w", err)
+	}
+	if o, err = h.look(ctx); err != nil || g != h.cur.Group {
+		return err
+	}
+	for _, i := range h.group(o) {
+		had := slices.ContainsFunc(before, func(b Instance) bool { return b.ID == i.ID })
+		known := slices.ContainsFunc(h.replaced, func(r Replacement) bool { return r.Instance == i.ID })
+		switch {
+		case !i.Running || known:
+		case slices.Contains(dead, i.ID):
+			h.replaced = append(h.replaced, Replacement{i.ID, "dead"})
+		case !had:
+			h.replaced = append(h.replaced, Replacement{i.ID, "missing"})
+		}
+	}
+	return nil
+}
+
+// letIn gives traffic to instances that are healthy, once they passed the gate.
+// One that did not is taken off the router again, so that only good ones are let in.
+func (h *healer) letIn(ctx context.Context, g GroupID, in []Instance) error {
+	var refused error
+	for _, i := range in {
+		if err := h.gate(ctx, i); err != nil {
+			if ctx.Err() != nil {
+				return err
+			}
+			refused = errors.Join(refused, fmt.Errorf("%w: %s did not pass the gate: %w; it gets no traffic, the others serve as before", ErrUnhealthy, i.ID, err), h.detach(ctx, g, true, i.ID))
+		}
+	}
+	if err := h.note(ctx, "ready", g, namesOf(in, func(Instance) bool { return true })...); err != nil {
+		return errors.Join(refused, err)
+	}
+	if err := h.Router.Ready(ctx, h.slot()); err != nil && !errors.Is(err, ErrNotHealthy) { // those that are got in; the next look tells
+		return errors.Join(refused, err)
+	}
+	return refused
+}
+
+func (h *healer) gate(ctx context.Context, i Instance) error {
+	if h.Gate == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, h.policy.Verify)
+	defer cancel()
+	event.Waiting(ctx, "the gate in %s", i.ID)
+	return h.Gate(ctx, i)
+}
+
+// replace takes a live instance out and has a fresh one in its place.
+func (h *healer) replace(ctx context.Context, id string) error {
+	o, err := h.look(ctx)
+	if err != nil {
+		return err
+	}
+	if left := h.without(o, id); left < h.floor() && hasAble(o, h.slot(), id) {
+		if err := h.extra(ctx); err != nil {
+			return err
+		}
+		if o, err = h.look(ctx); err != nil {
+			return err
+		}
+		if left := h.without(o, id); left < h.floor() {
+			return fmt.Errorf("%s stays: without it %d instances would serve, and at least %d must; `rebake fleet status %s` tells which do not", id, left, h.floor(), h.cur.Group.Fleet)
+		}
+	}
+	if err := h.takeOut(ctx, h.cur.Group, id); err != nil {
+		return err
+	}
+	if err := h.note(ctx, "end", h.cur.Group, id); err != nil {
+		return err
+	}
+	if err := h.Pool.End(ctx, h.cur.Group, id); err != nil {
+		return fmt.Errorf("end %s: %w", id, err)
+	}
+	h.victims = slices.DeleteFunc(h.victims, func(v string) bool { return v == id })
+	h.replaced = append(h.replaced, Replacement{id, "live"})
+	return h.whole(ctx, h.cur.Group, h.cur.Spec.Size)
+}
+
+func (h *healer) floor() int { return h.policy.floor(h.cur.Spec.Size) }
+
+// without counts who would serve without the named ones.
+func (h *healer) without(o Observation, names ...string) (n int) {
+	for _, m := range o.Router.Members[h.slot()] {
+		if m.Healthy && m.Admin == "ready" && !slices.Contains(names, m.ID) {
+			n++
+		}
+	}
+	return n
+}
+
+// takeOut drains instances, waits for their requests, at most as long as the
+// policy says, and takes them off the router. If meanwhile too few are left to
+// serve, they are let in again.
+func (h *healer) takeOut(ctx context.Context, g GroupID, ids ...string) error {
+	if err := h.note(ctx, "drain", g, ids...); err != nil {
+		return err
+	}
+	if err := h.Router.Drain(ctx, h.slot(), ids...); err != nil {
+		return fmt.Errorf("drain %v: %w", ids, err)
+	}
+	for until, told := h.clock().Add(h.policy.Drain), 0; ; {
+		o, err := h.look(ctx)
+		if err != nil {
+			return err
+		}
+		inFlight, there := 0, false
+		for _, m := range o.Router.Members[h.slot()] {
+			if slices.Contains(ids, m.ID) {
+				inFlight, there = inFlight+m.InFlight, true
+			}
+		}
+		late := !h.clock().Before(until)
+		switch left := h.without(o, ids...); {
+		case !there:
+			return nil
+		case left < h.floor():
+			err := errors.Join(h.note(ctx, "ready", g, ids...), h.Router.Ready(ctx, h.slot()))
+			return errors.Join(fmt.Errorf("%v stays: another instance stopped to serve meanwhile, %d are left and at least %d must be; `rebake fleet heal %s` again once they are healthy",
+				ids, left, h.floor(), h.cur.Group.Fleet), err)
+		case inFlight == 0 || late:
+			if err := h.detach(ctx, g, late, ids...); !errors.Is(err, ErrBusy) { // a request may have slipped in: it is waited for
+				return err
+			}
+		case inFlight != told:
+			told = inFlight
+			event.Waiting(ctx, "%d requests to %v to end", inFlight, ids)
+		}
+		h.pause(ctx, 1)
+	}
+}
+
+func (h *healer) detach(ctx context.Context, g GroupID, force bool, ids ...string) error {
+	if err := h.note(ctx, "detach", g, ids...); err != nil {
+		return err
+	}
+	if force { // the router cuts only what it was told to drain
+		if err := h.Router.Drain(ctx, h.slot(), ids...); err != nil {
+			return fmt.Errorf("drain %v: %w", ids, err)
+		}
+	}
+	cut, err := h.Router.Detach(ctx, h.slot(), force, ids...)
+	if h.cut += cut; cut > 0 {
+		event.Warnf(ctx, "%d requests in flight were cut", cut)
+	}
+	if err != nil {
+		return fmt.Errorf("take %v off the router: %w", ids, err)
+	}
+	return nil
+}
+
+// extra lets one more instance of the image in, in a group of its own, which
+// nothing else counts: whoever is killed here leaves a group that no deployment knows.
+func (h *healer) extra(ctx context.Context) error {
+	g := h.cur.Group
+	g.Deployment = h.id
+	return event.Run(ctx, "a temporary instance, so that enough serve", func(ctx context.Context) error { return h.whole(ctx, g, 1) })
+}
+
+// clear ends what is in the serving slot beside its own group: temporary
+// instances. It takes none away that is needed to serve.
+func (h *healer) clear(ctx context.Context) error {
+	o, err := h.look(ctx)
+	if err != nil {
+		return err
+	}
+	for _, g := range o.Groups {
+		if g.ID.Slot != h.slot() || g.ID == h.cur.Group || g.ID == h.base {
+			continue
+		}
+		ids := namesOf(g.Instances, func(i Instance) bool { return hasMember(o, h.slot(), i.ID) })
+		if left := h.without(o, ids...); len(ids) > 0 && left < h.floor() && left < h.without(o) {
+			event.Warnf(ctx, "temporary instances stay: %d of the others serve, and at least %d must; `rebake fleet heal %s` again once they do", left, h.floor(), h.cur.Group.Fleet)
+			continue
+		}
+		if len(ids) > 0 {
+			if err := h.takeOut(ctx, g.ID, ids...); err != nil {
+				return err
+			}
+		}
+		if err := h.note(ctx, "retire", g.ID); err != nil {
+			return err
+		}
+		if err := h.Pool.Retire(ctx, g.ID); err != nil {
+			return fmt.Errorf("end the temporary instance: %w", err)
+		}
+	}
+	return nil
+}
+
+func namesOf(in []Instance, which func(Instance) bool) (names []string) {
+	for _, i := range in {
+		if which(i) {
+			names = append(names, i.ID)
+		}
+	}
+	return names
+}
+
+func hasMember(o Observation, s Slot, id string) bool {
+	return slices.ContainsFunc(o.Router.Members[s], func(m MemberStatus) bool { return m.ID == id })
+}
+
+func hasAble(o Observation, s Slot, id string) bool {
+	return slices.ContainsFunc(o.Router.Members[s], func(m MemberStatus) bool { return m.ID == id && m.Healthy && m.Admin == "ready" })
+}
