@@ -19,6 +19,7 @@ var deployStatuses = []string{"3 rolled back", "4 blocked or something left behi
 func deployFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "wait", Usage: "wait until the old slot is retired, not only until the traffic moved"},
+		&cli.StringFlag{Name: "override-freeze", Usage: "deploy although deploy.freeze says not now; `REASON` is told and kept"},
 	}
 }
 
@@ -59,7 +60,8 @@ func (s *session) loadArg() (*template.Template, error) {
 
 // deploy brings the fleet to the image and prints what came of it.
 func (s *session) deploy(tpl *template.Template, img artifact.Image, baked []pipeline.Baked) error {
-	res, err := pipeline.Deploy(s.ctx, s.Env, tpl, img, pipeline.DeployOptions{Wait: s.c.Bool("wait"), Force: s.c.Bool("redeploy")})
+	res, err := pipeline.Deploy(s.ctx, s.Env, tpl, img, pipeline.DeployOptions{Wait: s.c.Bool("wait"), Force: s.c.Bool("redeploy"),
+		Approve: s.c.String("approve"), OverrideFreeze: s.c.String("override-freeze")})
 	if err != nil && !errors.Is(err, pipeline.ErrRolledBack) && !errors.Is(err, fleet.ErrPaused) {
 		return err
 	}
@@ -129,6 +131,8 @@ func deployCommand() *cli.Command {
 			"rebake deploy web.yaml --image web:20261124.1\nrebake deploy status web", deployStatuses...),
 		Flags: append(append(templateFlags(), deployFlags()...),
 			&cli.StringFlag{Name: "image", Usage: "the image's `REF`"},
+			&cli.BoolFlag{Name: "plan", Usage: "say what would be done, how long it may take and what it needs, and do nothing"},
+			&cli.StringFlag{Name: "approve", Usage: "carry out exactly the plan with this `ID`, which --plan printed, or nothing"},
 			&cli.BoolFlag{Name: "redeploy", Usage: "replace the instances even if they run this image"}),
 		Action: with(func(s *session) error {
 			tpl, err := s.loadArg()
@@ -143,13 +147,20 @@ func deployCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			if s.c.Bool("plan") {
+				f, id, err := pipeline.PlanDeploy(s.ctx, s.Env, tpl, img)
+				if err != nil {
+					return err
+				}
+				return s.result(map[string]any{"id": id, "plan": f}, renderForecast(f, id, tpl.Path))
+			}
 			return s.deploy(tpl, img, nil)
 		}),
 		Subcommands: []*cli.Command{
 			{Name: "status", Usage: "the last deployment of a fleet", ArgsUsage: "FLEET",
 				Description: help("Says where the last deployment is, and why.", "rebake deploy status web"),
 				Action:      with(deployStatus)},
-			{Name: "resume", Usage: "go on with a deployment that was cut off, paused or blocked", ArgsUsage: "FLEET", Flags: deployFlags(),
+			{Name: "resume", Usage: "go on with a deployment that was cut off, paused or blocked", ArgsUsage: "FLEET", Flags: deployFlags()[:1],
 				Description: help("Goes on where the journal ends: safe after a kill at any point.", "rebake deploy resume web", deployStatuses...),
 				Action: byName("resume", func(s *session, d *fleet.Deployer) (fleet.Result, error) {
 					return d.Resume(s.ctx, s.c.Bool("wait"))
