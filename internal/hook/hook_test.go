@@ -265,7 +265,9 @@ func TestAnswers(t *testing.T) {
 		"to the same host":      {func(_ int, w http.ResponseWriter, r *http.Request) { moved(w, r, "/there", 307) }, 2, ""},
 		"to another host":       {func(_ int, w http.ResponseWriter, r *http.Request) { moved(w, r, elsewhere, 308) }, 1, "it answered 308 Permanent Redirect, which leads to another host or loses the notice"},
 		"as a GET":              {func(_ int, w http.ResponseWriter, r *http.Request) { moved(w, r, "/there", 302) }, 1, "it answered 302 Found"},
-		"round and round":       {func(_ int, w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/hook", http.StatusTemporaryRedirect) }, 4, "it answered 307 Temporary Redirect"},
+		"round and round": {func(_ int, w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/hook", http.StatusTemporaryRedirect)
+		}, 4, "it answered 307 Temporary Redirect"},
 		"an answer without end": {func(_ int, w http.ResponseWriter, _ *http.Request) { w.WriteHeader(400); pour(w) }, 1, "it answered 400 Bad Request: xxx"},
 		"a success without end": {func(_ int, w http.ResponseWriter, _ *http.Request) { pour(w) }, 1, ""},
 		"a redirect to somewhere": {func(_ int, w http.ResponseWriter, _ *http.Request) {
