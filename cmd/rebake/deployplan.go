@@ -13,35 +13,47 @@ import (
 func renderForecast(f fleet.Forecast, id, tpl string) string {
 	rows := [][]string{{"STATE", "INSTANCES", "SERVING", "NEW IMAGE", "HOLD", "AT MOST", "WHAT"}}
 	for _, ph := range f.Phases {
-		rows = append(rows, []string{string(ph.State), span(ph.Instances), span(ph.Serving), fmt.Sprintf("%.1f %%", float64(ph.Permille)/10),
-			orDash(ph.Hold), orDash(ph.Deadline), joined(ph.Title, ph.Note)})
+		rows = append(rows, []string{string(ph.State), span(ph.Instances), span(ph.Serving), fmt.Sprintf("%g %%", float64(ph.Permille)/10),
+			orWord(ph.Hold, ""), orWord(ph.Deadline, "no limit"), joined(ph.Title, ph.Note)})
 	}
-	var b strings.Builder
-	b.WriteString(ui.Table(rows))
-	worst := ui.Duration(f.WorstCase)
+	return ui.Table(rows) + f.Strategy + ": " + times(f) + "; " + needs(f) +
+		fmt.Sprintf("\nplan %s: `rebake deploy %s --approve %s`, with the same options, runs exactly this\n", id, tpl, id)
+}
+
+func times(f fleet.Forecast) string {
+	s := "worst case " + ui.Duration(f.WorstCase) + " forward"
 	if f.Unlimited {
-		worst += " and as long as a person lets it pause"
+		s += " and as long as a person lets it pause"
 	}
-	back := ui.Duration(f.WorstBack)
+	s += ", " + ui.Duration(f.WorstBack) + " back"
 	if f.OnFailure == "pause" {
-		back += " from a person's word on"
+		s += " once a person says so"
 	}
-	fmt.Fprintf(&b, "at worst %s forward, %s back; at most %d machines (%d now), %d MiB more than now; never fewer than %d able to serve\n",
-		worst, back, f.MachinesPeak, f.MachinesNow, f.MemoryPeak>>20, f.Least)
-	fmt.Fprintf(&b, "plan %s: `rebake deploy %s --approve %s` carries out exactly this\n", id, tpl, id)
-	return b.String()
+	return s
+}
+
+// needs leaves out what is not known: the memory of a pool that does not tell it.
+func needs(f fleet.Forecast) string {
+	parts := []string{fmt.Sprintf("at most %d machines", f.MachinesPeak)}
+	if f.MemoryPeak > 0 {
+		parts = append(parts, ui.Size(f.MemoryPeak)+" more than now")
+	}
+	if f.MachinesNow > 0 {
+		parts = append(parts, fmt.Sprintf("never fewer than %d able to serve", f.Least))
+	}
+	return strings.Join(parts, ", ")
 }
 
 func span(s fleet.Span) string {
 	if s.Min == s.Max {
 		return fmt.Sprint(s.Min)
 	}
-	return fmt.Sprintf("%d–%d", s.Min, s.Max)
+	return fmt.Sprintf("%d-%d", s.Min, s.Max)
 }
 
-func orDash(d time.Duration) string {
+func orWord(d time.Duration, word string) string {
 	if d == 0 {
-		return "-"
+		return word
 	}
 	return ui.Duration(d)
 }
