@@ -29,6 +29,7 @@ func Pool(t *testing.T, open func(t *testing.T) PoolWorld) {
 		"launch twice is launch once":                 (*poolSuite).twice,
 		"another process adopts what runs":            (*poolSuite).adopts,
 		"a dead instance is seen, launch replaces it": (*poolSuite).dead,
+		"one instance is ended, the others stay":      (*poolSuite).end,
 		"launch brings to the size, up and down":      (*poolSuite).size,
 		"retire ends one group and leaves nothing":    (*poolSuite).retire,
 		"groups are listed by fleet":                  (*poolSuite).byFleet,
@@ -181,6 +182,30 @@ func (s *poolSuite) size() {
 	if g := s.group(fleet.Blue); len(g.Instances) != 1 {
 		s.t.Errorf("%d are listed", len(g.Instances))
 	}
+}
+
+func (s *poolSuite) end() {
+	ctx := s.t.Context()
+	first := s.launch(fleet.Blue, s.Spec.Size)
+	var victim fleet.Instance
+	for _, victim = range first {
+		break
+	}
+	for range 2 {
+		s.ok(s.Pool.End(ctx, id(fleet.Blue), victim.ID))
+	}
+	left := s.running(fleet.Blue)
+	if g := s.group(fleet.Blue); len(g.Instances) != s.Spec.Size-1 {
+		s.t.Errorf("it is still listed: %+v", g.Instances)
+	}
+	delete(first, victim.ID)
+	s.unchanged(first, left)
+	again := s.launch(fleet.Blue, s.Spec.Size)
+	if _, ok := again[victim.ID]; !ok || len(again) != s.Spec.Size || again[victim.ID].Started.Before(victim.Started) {
+		s.t.Errorf("after launch: %+v", again)
+	}
+	delete(again, victim.ID)
+	s.unchanged(first, again)
 }
 
 func (s *poolSuite) retire() {

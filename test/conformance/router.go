@@ -41,6 +41,7 @@ func Router(t *testing.T, open func(t *testing.T) RouterWorld) {
 		"weights that do not add up change nothing":         (*routerSuite).badWeights,
 		"drain lets requests in flight end":                 (*routerSuite).drain,
 		"detach refuses while busy, force cuts and counts":  (*routerSuite).detach,
+		"some of a slot's members are drained and detached": (*routerSuite).some,
 		"a restarted router comes back as it was":           (*routerSuite).restart,
 		"a member that fails its checks is seen, then back": (*routerSuite).sick,
 		"an ended context changes nothing":                  (*routerSuite).ended,
@@ -304,6 +305,54 @@ func (s *routerSuite) detach() {
 	_ = end() // it was cut: what it says is the backend's affair
 	if m := s.status().Members[fleet.Blue]; len(m) != 0 {
 		s.t.Errorf("left: %v", m)
+	}
+}
+
+// A slot that has the traffic loses one member: the others never notice, and
+// what is in flight there ends.
+func (s *routerSuite) some() {
+	ctx := s.t.Context()
+	blue := s.serve(fleet.Blue, 3)
+	addr, end, err := s.Send(true)
+	s.ok(err)
+	gone := ""
+	for _, m := range s.status().Members[fleet.Blue] {
+		if m.Addr == addr {
+			gone = m.ID
+		}
+	}
+	s.ok(s.Router.Drain(ctx, fleet.Blue, gone, "nobody"))
+	for range 30 {
+		if got := s.one(); got == addr || !blue[got] {
+			s.t.Errorf("%s got a request after %s was drained", got, gone)
+		}
+	}
+	if _, err := s.Router.Detach(ctx, fleet.Blue, false, gone); !errors.Is(err, fleet.ErrBusy) {
+		s.t.Errorf("detach while busy: %v", err)
+	}
+	if err := end(); err != nil {
+		s.t.Errorf("the request in flight: %v", err)
+	}
+	s.await("the drained member idle", func(fleet.RouterStatus) bool { return s.inFlight(fleet.Blue) == 0 })
+	if cut, err := s.Router.Detach(ctx, fleet.Blue, false, gone); err != nil || cut != 0 {
+		s.t.Errorf("detach: cut %d, %v", cut, err)
+	}
+	left := s.status().Members[fleet.Blue]
+	if len(left) != 2 {
+		s.t.Fatalf("%d members are left", len(left))
+	}
+	for _, m := range left {
+		if m.ID == gone || m.Admin != "ready" || !m.Healthy {
+			s.t.Errorf("left: %+v", m)
+		}
+	}
+	if cut, err := s.Router.Detach(ctx, fleet.Blue, true, "nobody"); err != nil || cut != 0 || len(s.status().Members[fleet.Blue]) != 2 {
+		s.t.Errorf("detach of nobody: cut %d, %v", cut, err)
+	}
+	for range 10 {
+		if got := s.one(); got == addr || !blue[got] {
+			s.t.Errorf("%s answered", got)
+		}
 	}
 }
 
