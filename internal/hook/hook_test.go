@@ -3,6 +3,7 @@ package hook_test
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -106,7 +107,7 @@ func TestThePayloadIsAsPromised(t *testing.T) {
 	if strings.Count(sent, "\n") != 1 || !strings.HasSuffix(sent, "\n") {
 		t.Errorf("it is not one line: %q", sent)
 	}
-	if len(got.bodies) != 1 || got.bodies[0] != sent {
+	if got.count() != 1 || got.bodies[0] != sent {
 		t.Errorf("posted %q", got.bodies)
 	}
 	h := got.heads[0]
@@ -202,6 +203,7 @@ func TestAHangingHookIsKilledInTime(t *testing.T) {
 		"url, canceled":     {fleet.Hook{URL: address + "/?token=hunter2hunter2", Timeout: time.Minute}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			dir, began := t.TempDir(), time.Now()
 			ctx, cancel := context.WithCancelCause(t.Context())
 			defer cancel(nil)
@@ -276,6 +278,7 @@ func TestAnswers(t *testing.T) {
 		}, 3, "failed to parse Location"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			got, address := receive(t, tt.answer)
 			err := hook.Notify([]fleet.Hook{{URL: address + "/hook?token=hunter2hunter2", Timeout: 20 * time.Second}}, "")(t.Context(), notice())
 			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
@@ -332,12 +335,10 @@ func TestTokensAreNeverTold(t *testing.T) {
 	}
 	closed := "http://" + l.Addr().String()
 	l.Close()
-	auth := ""
-	_, echo := receive(t, func(_ int, w http.ResponseWriter, r *http.Request) {
+	got, echo := receive(t, func(_ int, w http.ResponseWriter, r *http.Request) {
 		u, p, _ := r.BasicAuth()
-		auth = u + ":" + p
 		w.WriteHeader(403)
-		fmt.Fprintln(w, r.URL.String(), r.URL.Query().Get("token"), auth, r.Header.Get("Authorization"))
+		fmt.Fprintln(w, r.URL.String(), r.URL.Query().Get("token"), u+":"+p, r.Header.Get("Authorization"))
 	})
 	tls := httptest.NewUnstartedServer(http.NotFoundHandler())
 	tls.Config.ErrorLog = log.New(io.Discard, "", 0) // it complains about who does not trust it
@@ -365,8 +366,9 @@ func TestTokensAreNeverTold(t *testing.T) {
 			}
 		})
 	}
-	if auth != user+":"+password {
-		t.Errorf("the receiver saw %q: the credentials must arrive", auth)
+	basic := "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
+	if got.count() == 0 || got.heads[0].Get("Authorization") != basic {
+		t.Errorf("the credentials did not arrive: %v", got.heads)
 	}
 }
 
