@@ -17,6 +17,7 @@ const (
 	pidName     = "haproxy.pid"
 	logName     = "haproxy.log"
 	lockName    = "router.lock"
+	epochName   = "router.epoch" // the highest session that changed it
 )
 
 func (r *Router) file(name string) string { return filepath.Join(r.dir, name) }

@@ -47,10 +47,14 @@ type Router struct {
 	hc     fleet.HealthCheck
 	mu     sync.Mutex // one change at a time in this process; the lock file does it between processes
 	held   *os.File   // the locked lock file, while mu is held
-	codes  sync.Map   // server → status code of its last check that ended
+	fence  fleet.Fence
+	codes  sync.Map // server → status code of its last check that ended
 }
 
-var _ fleet.Router = (*Router)(nil)
+var (
+	_ fleet.Router = (*Router)(nil)
+	_ fleet.Fencer = (*Router)(nil)
+)
 
 var nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$`)
 

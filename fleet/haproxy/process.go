@@ -18,6 +18,16 @@ import (
 
 // locked runs f alone, among goroutines and among processes.
 func (r *Router) locked(ctx context.Context, f func() error) error {
+	return r.alone(ctx, func() error {
+		if err := r.fence.Check(r.file(epochName)); err != nil {
+			return err
+		}
+		return f()
+	})
+}
+
+// alone is locked, whoever holds the fleet.
+func (r *Router) alone(ctx context.Context, f func() error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
@@ -30,6 +40,11 @@ func (r *Router) locked(ctx context.Context, f func() error) error {
 	defer lock.Close()
 	r.held = lock
 	return f()
+}
+
+// Fence implements fleet.Fencer.
+func (r *Router) Fence(ctx context.Context, epoch int64) error {
+	return r.alone(ctx, func() error { return r.fence.Raise(r.file(epochName), epoch) })
 }
 
 // lock opens and locks the lock file; a killed process leaves no lock.
@@ -259,7 +274,7 @@ func (r *Router) Remove(ctx context.Context) error {
 			}
 		}
 		paths := []string{r.socketPath()}
-		for _, n := range []string{pidName, pidName + ".tmp", configName, configName + ".tmp", mapName, mapName + ".tmp", membersName, membersName + ".tmp", logName, lockName} {
+		for _, n := range []string{pidName, pidName + ".tmp", configName, configName + ".tmp", mapName, mapName + ".tmp", membersName, membersName + ".tmp", epochName, epochName + ".tmp", logName, lockName} {
 			paths = append(paths, r.file(n)) // the lock last: it is ours until it is gone
 		}
 		for _, p := range paths {

@@ -54,9 +54,13 @@ type Pool struct {
 	name  string
 	vms   machines
 	grace time.Duration // Config.Shutdown
+	fence fleet.Fence
 }
 
-var _ fleet.Pool = (*Pool)(nil)
+var (
+	_ fleet.Pool   = (*Pool)(nil)
+	_ fleet.Fencer = (*Pool)(nil)
+)
 
 // parallel bounds how many instances are started or stopped at a time.
 const parallel = 4
@@ -283,7 +287,17 @@ func (p *Pool) each(ctx context.Context, ids []string, f func(context.Context, s
 }
 
 // locked runs f while no other process changes this fleet's instances.
-func (p *Pool) locked(ctx context.Context, f func() error) (err error) {
+func (p *Pool) locked(ctx context.Context, f func() error) error {
+	return p.alone(ctx, func() error {
+		if err := p.fence.Check(p.epochPath()); err != nil {
+			return err
+		}
+		return f()
+	})
+}
+
+// alone is locked, whoever holds the fleet.
+func (p *Pool) alone(ctx context.Context, f func() error) (err error) {
 	dir := p.deps.State.Fleet(p.name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -295,6 +309,13 @@ func (p *Pool) locked(ctx context.Context, f func() error) (err error) {
 	defer func() { err = errors.Join(err, l.Close()) }()
 	return f()
 }
+
+// Fence implements fleet.Fencer.
+func (p *Pool) Fence(ctx context.Context, epoch int64) error {
+	return p.alone(ctx, func() error { return p.fence.Raise(p.epochPath(), epoch) })
+}
+
+func (p *Pool) epochPath() string { return filepath.Join(p.deps.State.Fleet(p.name), "pool.epoch") }
 
 // materialise returns the image's disk as a raw file in the disk cache.
 func (p *Pool) materialise(ctx context.Context, img artifact.Image) (path string, err error) {

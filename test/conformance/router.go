@@ -42,6 +42,7 @@ func Router(t *testing.T, open func(t *testing.T) RouterWorld) {
 		"drain lets requests in flight end":                 (*routerSuite).drain,
 		"detach refuses while busy, force cuts and counts":  (*routerSuite).detach,
 		"some of a slot's members are drained and detached": (*routerSuite).some,
+		"an epoch does not go back":                         (*routerSuite).fenced,
 		"a restarted router comes back as it was":           (*routerSuite).restart,
 		"a member that fails its checks is seen, then back": (*routerSuite).sick,
 		"an ended context changes nothing":                  (*routerSuite).ended,
@@ -354,6 +355,21 @@ func (s *routerSuite) some() {
 			s.t.Errorf("%s answered", got)
 		}
 	}
+}
+
+func (s *routerSuite) fenced() {
+	f, ok := s.Router.(fleet.Fencer)
+	if !ok {
+		s.t.Fatal("it cannot be fenced")
+	}
+	ctx := s.t.Context()
+	s.ok(f.Fence(ctx, 7))
+	s.ok(f.Fence(ctx, 7))
+	s.ok(s.Router.SetWeights(ctx, map[fleet.Slot]int{}))
+	if err := f.Fence(ctx, 6); !errors.Is(err, fleet.ErrStale) {
+		s.t.Errorf("epoch 6 after 7: %v", err)
+	}
+	s.ok(f.Fence(ctx, 8))
 }
 
 func (s *routerSuite) restart() {

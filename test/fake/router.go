@@ -30,6 +30,7 @@ type Router struct {
 	weights map[fleet.Slot]int
 	members map[fleet.Slot][]*member
 	draw    int
+	epoch   int64 // the highest that it was told
 
 	Writes     []map[fleet.Slot]int // every SetWeights
 	Violations []string             // requests sent where none should go, and the like
@@ -42,6 +43,19 @@ type member struct {
 }
 
 var _ fleet.Router = (*Router)(nil)
+var _ fleet.Fencer = (*Router)(nil)
+
+// Fence implements fleet.Fencer. In one process there is one value: it only
+// refuses to go back.
+func (r *Router) Fence(ctx context.Context, epoch int64) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if epoch < r.epoch {
+		return fleet.ErrStale
+	}
+	r.epoch = epoch
+	return ctx.Err()
+}
 
 // ErrDown is what a router that is not up says.
 var ErrDown = errors.New("router is down")
