@@ -70,6 +70,7 @@ type healer struct {
 	policy   Policy
 	base     GroupID // of a deployment whose failed instances are kept for a look; or none
 	victims  []string
+	fresh    map[string]bool // launched here
 	replaced []Replacement
 	cut      int
 }
@@ -87,7 +88,7 @@ func (s *session) healer(live []string) (*healer, error) {
 			ErrUnfinished, r.Deadline.Local().Format("15:04:05"))
 	}
 	who := me()
-	h := &healer{session: s, id: ulid.Make().String(), by: who.User + "@" + who.Host, cur: *cur, victims: live}
+	h := &healer{session: s, id: ulid.Make().String(), by: who.User + "@" + who.Host, cur: *cur, victims: slices.Clone(live), fresh: map[string]bool{}}
 	for _, r := range s.history {
 		if r.New.Group == cur.Group || r.ID == last.ID && h.policy.Port == 0 {
 			h.policy = r.Policy
@@ -177,6 +178,9 @@ func (h *healer) whole(ctx context.Context, g GroupID, size int) error {
 		}
 		in := instancesOf(o, g)
 		dead := namesOf(in, func(i Instance) bool { return !i.Running })
+		if i := slices.IndexFunc(dead, func(id string) bool { return h.fresh[id] }); i >= 0 {
+			return fmt.Errorf("%w: %s died; the others serve as before: see `rebake fleet logs %s %s`", ErrUnhealthy, dead[i], h.cur.Group.Fleet, dead[i])
+		}
 		if len(dead) > 0 || len(in) < size {
 			if err := h.launch(ctx, o, g, size, dead); err != nil {
 				if failures++; failures >= h.policy.Retries || ctx.Err() != nil {
@@ -272,18 +276,20 @@ func (h *healer) launch(ctx context.Context, o Observation, g GroupID, size int,
 	if err != nil {
 		return fmt.Errorf("start fresh instances: %w", err)
 	}
-	if o, err = h.look(ctx); err != nil || g != h.cur.Group {
+	if o, err = h.look(ctx); err != nil {
 		return err
 	}
-	for _, i := range h.group(o) {
-		had := slices.ContainsFunc(before, func(b Instance) bool { return b.ID == i.ID })
-		known := slices.ContainsFunc(h.replaced, func(r Replacement) bool { return r.Instance == i.ID })
-		switch {
-		case !i.Running || known:
-		case slices.Contains(dead, i.ID):
-			h.replaced = append(h.replaced, Replacement{i.ID, "dead"})
-		case !had:
-			h.replaced = append(h.replaced, Replacement{i.ID, "missing"})
+	for _, i := range instancesOf(o, g) {
+		why := "missing"
+		if slices.Contains(dead, i.ID) {
+			why = "dead"
+		} else if slices.ContainsFunc(before, func(b Instance) bool { return b.ID == i.ID }) {
+			continue // it ran before
+		}
+		h.fresh[i.ID] = true
+		h.victims = slices.DeleteFunc(h.victims, func(v string) bool { return v == i.ID }) // it died before its turn
+		if known := slices.ContainsFunc(h.replaced, func(r Replacement) bool { return r.Instance == i.ID }); !known && g == h.cur.Group {
+			h.replaced = append(h.replaced, Replacement{i.ID, why})
 		}
 	}
 	return nil
@@ -337,7 +343,7 @@ func (h *healer) replace(ctx context.Context, id string) error {
 			return fmt.Errorf("%s stays: without it %d instances would serve, and at least %d must; `rebake fleet status %s` tells which do not", id, left, h.floor(), h.cur.Group.Fleet)
 		}
 	}
-	if err := h.takeOut(ctx, h.cur.Group, id); err != nil {
+	if err := h.takeOut(ctx, o, h.cur.Group, id); err != nil {
 		return err
 	}
 	if err := h.note(ctx, "end", h.cur.Group, id); err != nil {
@@ -348,6 +354,7 @@ func (h *healer) replace(ctx context.Context, id string) error {
 	}
 	h.victims = slices.DeleteFunc(h.victims, func(v string) bool { return v == id })
 	h.replaced = append(h.replaced, Replacement{id, "live"})
+	delete(h.fresh, id)
 	return h.whole(ctx, h.cur.Group, h.cur.Spec.Size)
 }
 
@@ -366,7 +373,8 @@ func (h *healer) without(o Observation, names ...string) (n int) {
 // takeOut drains instances, waits for their requests, at most as long as the
 // policy says, and takes them off the router. If meanwhile too few are left to
 // serve, they are let in again.
-func (h *healer) takeOut(ctx context.Context, g GroupID, ids ...string) error {
+func (h *healer) takeOut(ctx context.Context, o Observation, g GroupID, ids ...string) error {
+	counts := h.without(o, ids...) < h.without(o) // one that does not serve cannot be missed
 	if err := h.note(ctx, "drain", g, ids...); err != nil {
 		return err
 	}
@@ -388,7 +396,7 @@ func (h *healer) takeOut(ctx context.Context, g GroupID, ids ...string) error {
 		switch left := h.without(o, ids...); {
 		case !there:
 			return nil
-		case left < h.floor():
+		case counts && left < h.floor():
 			err := errors.Join(h.note(ctx, "ready", g, ids...), h.Router.Ready(ctx, h.slot()))
 			return errors.Join(fmt.Errorf("%v stays: another instance stopped to serve meanwhile, %d are left and at least %d must be; `rebake fleet heal %s` again once they are healthy",
 				ids, left, h.floor(), h.cur.Group.Fleet), err)
@@ -434,13 +442,17 @@ func (h *healer) extra(ctx context.Context) error {
 // clear ends what is in the serving slot beside its own group: temporary
 // instances. It takes none away that is needed to serve.
 func (h *healer) clear(ctx context.Context) error {
-	o, err := h.look(ctx)
+	all, err := h.look(ctx)
 	if err != nil {
 		return err
 	}
-	for _, g := range o.Groups {
+	for _, g := range all.Groups {
 		if g.ID.Slot != h.slot() || g.ID == h.cur.Group || g.ID == h.base {
 			continue
+		}
+		o, err := h.look(ctx)
+		if err != nil {
+			return err
 		}
 		ids := namesOf(g.Instances, func(i Instance) bool { return hasMember(o, h.slot(), i.ID) })
 		if left := h.without(o, ids...); len(ids) > 0 && left < h.floor() && left < h.without(o) {
@@ -448,7 +460,7 @@ func (h *healer) clear(ctx context.Context) error {
 			continue
 		}
 		if len(ids) > 0 {
-			if err := h.takeOut(ctx, g.ID, ids...); err != nil {
+			if err := h.takeOut(ctx, o, g.ID, ids...); err != nil {
 				return err
 			}
 		}

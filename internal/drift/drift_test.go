@@ -186,7 +186,7 @@ func TestOfManyChangesAThousandAreNamed(t *testing.T) {
 			}
 			r, err := look(t.Context(), g, root)
 			if err != nil || len(r.Changed) != maxPaths || r.Truncated != 234 || r.More || r.Count() != maxPaths+234 {
-				t.Errorf("%d named, %d more (%t), %v %q", len(r.Changed), r.Truncated, r.More, err, r.Changed[max(0,len(r.Changed)-3):])
+				t.Errorf("%d named, %d more (%t), %v %q", len(r.Changed), r.Truncated, r.More, err, r.Changed[max(0, len(r.Changed)-3):])
 			}
 		})
 	}
