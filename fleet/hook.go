@@ -33,6 +33,7 @@ type Hook struct {
 // Notice is the payload of a hook, version 1: fields are only ever added.
 type Notice struct {
 	Version    int       `json:"version"` // 1
+	Key        string    `json:"key"`     // this moment of the deployment: the same if it is told again
 	Stage      Stage     `json:"stage"`
 	Fleet      string    `json:"fleet"`
 	Deployment string    `json:"deployment"`

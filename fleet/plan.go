@@ -1,6 +1,10 @@
 package fleet
 
-import "encoding/json"
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+)
 
 // Plan says what Deploy would do with the request now, and the id to approve it
 // by. memory is what an instance takes, in bytes. It changes nothing and takes no lock.
@@ -18,6 +22,9 @@ func (d *Deployer) Plan(req Request, memory int64) (Forecast, string, error) {
 	}
 	if r := h.Unfinished(); r != nil {
 		return Forecast{}, "", unfinished(*r)
+	}
+	if cur := h.Current(); cur != nil && !req.Force && reflect.DeepEqual(cur.Spec, req.Spec) {
+		return Forecast{}, "", fmt.Errorf("%w: fleet %s runs %s already (--redeploy replaces its instances all the same)", ErrNothing, d.Config.Name, name(*cur))
 	}
 	f, id := forecast(d.Config.Name, h.Current(), req, memory)
 	return f, id, nil

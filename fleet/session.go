@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/rebake/rebake/internal/event"
@@ -145,7 +146,7 @@ func (s *session) tell(ctx context.Context, r *Record) {
 		if slices.Contains(r.Told, due.key) || ctx.Err() != nil {
 			continue
 		}
-		if err := s.Notify(ctx, r.notice(due.stage, due.step, s.clock())); err != nil {
+		if err := s.Notify(ctx, r.notice(due, s.clock())); err != nil {
 			event.Warnf(ctx, "hook of %s: %v", due.stage, err)
 		}
 		r.Told = append(slices.Clip(r.Told), due.key)
@@ -173,7 +174,8 @@ func (r Record) stages() (all []due) {
 			add(StageTraffic, fmt.Sprintf("traffic %d", i), i)
 		}
 	}
-	back := slices.Contains([]State{Restoring, DrainingNew, DestroyNew, Quarantined, RolledBack}, r.State)
+	// Not while the traffic is on its way back: nothing may delay that.
+	back := slices.Contains([]State{DrainingNew, DestroyNew, Quarantined, RolledBack}, r.State)
 	switch {
 	case r.State == Paused:
 		add(StagePaused, fmt.Sprintf("paused %d", r.Step), r.Step)
@@ -193,11 +195,11 @@ func (r Record) stages() (all []due) {
 	return all
 }
 
-func (r Record) notice(stage Stage, step int, now time.Time) Notice {
+func (r Record) notice(d due, now time.Time) Notice {
 	img := r.New.Spec.Image
 	n := Notice{
-		Version: 1, Stage: stage, Fleet: r.Fleet, Deployment: r.ID, By: r.By, Time: now.UTC(), Began: r.Began,
-		Image: name(r.New), Digest: string(img.Digest), Slot: r.New.Group.Slot, State: r.State, Step: step,
+		Version: 1, Key: strings.ReplaceAll(d.key, " ", "-"), Stage: d.stage, Fleet: r.Fleet, Deployment: r.ID, By: r.By, Time: now.UTC(), Began: r.Began,
+		Image: name(r.New), Digest: string(img.Digest), Slot: r.New.Group.Slot, State: r.State, Step: d.step,
 		Percent: float64(r.Live()[r.New.Group.Slot]) / 10, Reason: r.Reason, Findings: r.Findings, Rollback: r.Rollback,
 	}
 	if r.Old != nil {

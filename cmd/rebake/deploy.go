@@ -148,7 +148,7 @@ func deployCommand() *cli.Command {
 				return err
 			}
 			if s.c.Bool("plan") {
-				f, id, err := pipeline.PlanDeploy(s.ctx, s.Env, tpl, img)
+				f, id, err := pipeline.PlanDeploy(s.ctx, s.Env, tpl, img, s.c.Bool("redeploy"))
 				if err != nil {
 					return err
 				}

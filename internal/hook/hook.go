@@ -159,10 +159,8 @@ func tell(ctx context.Context, h fleet.Hook, dir string, n fleet.Notice, body []
 	return fmt.Errorf("%w; %w", context.Cause(in), err)
 }
 
-// delivery is the same for each delivery of one stage of one deployment.
-func delivery(n fleet.Notice) string {
-	return fmt.Sprintf("%s/%s/%d", n.Deployment, n.Stage, n.Step)
-}
+// delivery is the same for each delivery of one moment of one deployment.
+func delivery(n fleet.Notice) string { return n.Deployment + "/" + n.Key }
 
 // most is how much of what a hook says is in an error, in bytes.
 const most = 200

@@ -37,7 +37,7 @@ var update = flag.Bool("update", false, "write the golden file anew")
 func notice() fleet.Notice {
 	noon := time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
 	return fleet.Notice{
-		Version: 1, Stage: fleet.StageFailed, Fleet: "web", Deployment: "01K3QF4S8H2Z5V7X9B1C3D5E7G", By: "ops@deploy1",
+		Version: 1, Key: "failed", Stage: fleet.StageFailed, Fleet: "web", Deployment: "01K3QF4S8H2Z5V7X9B1C3D5E7G", By: "ops@deploy1",
 		Time: noon.Add(90*time.Second + 250*time.Millisecond), Began: noon, Image: "web:1.5.0", Digest: "sha256:6b1f0c2d3e4a5968778695a4b3c2d1e0f9e8d7c6b5a493827160f5e4d3c2b1a0",
 		From: "web:1.4.0", FromDigest: "sha256:0a1b2c3d4e5f60718293a4b5c6d7e8f9f0e1d2c3b4a5968778695a4b3c2d1e0f", Slot: fleet.Green, State: fleet.Restoring,
 		Step: 1, Percent: 50, Reason: "gate errors: 12 of 240 answers were 5xx (5 % > 1 %)",
@@ -111,7 +111,7 @@ func TestThePayloadIsAsPromised(t *testing.T) {
 		t.Errorf("posted %q", got.bodies)
 	}
 	h := got.heads[0]
-	if h.Get("Content-Type") != "application/json" || h.Get("X-Rebake-Delivery") != "01K3QF4S8H2Z5V7X9B1C3D5E7G/failed/1" {
+	if h.Get("Content-Type") != "application/json" || h.Get("X-Rebake-Delivery") != "01K3QF4S8H2Z5V7X9B1C3D5E7G/failed" {
 		t.Errorf("posted with %v", h)
 	}
 	real, _ := filepath.EvalSymlinks(dir)

@@ -37,7 +37,11 @@ func Deploy(ctx context.Context, env Env, tpl *template.Template, img artifact.I
 		return fleet.Result{}, err
 	}
 	if w, until, frozen := fleet.Frozen(d.Config.Freeze, env.clock()); frozen && o.OverrideFreeze == "" {
-		return fleet.Result{}, fmt.Errorf("%w until %s by deploy.freeze (%s); wait, or say why not: `--override-freeze REASON`", ErrFrozen, until.Local().Format("Mon 2006-01-02 15:04 MST"), w)
+		end := "until " + until.Local().Format("Mon 2006-01-02 15:04 MST")
+		if until.IsZero() {
+			end = "with no end known"
+		}
+		return fleet.Result{}, fmt.Errorf("%w %s by deploy.freeze (%s); wait, or say why not: `--override-freeze REASON`", ErrFrozen, end, w)
 	} else if frozen {
 		event.Warnf(ctx, "deploying in a freeze (%s): %s", w, o.OverrideFreeze)
 	}
@@ -48,11 +52,12 @@ func Deploy(ctx context.Context, env Env, tpl *template.Template, img artifact.I
 
 // PlanDeploy says what Deploy would do now, and the id to approve it by. It
 // changes nothing.
-func PlanDeploy(ctx context.Context, env Env, tpl *template.Template, img artifact.Image) (fleet.Forecast, string, error) {
+func PlanDeploy(ctx context.Context, env Env, tpl *template.Template, img artifact.Image, force bool) (fleet.Forecast, string, error) {
 	d, req, err := fleetFor(ctx, env, tpl, img)
 	if err != nil {
 		return fleet.Forecast{}, "", err
 	}
+	req.Force = force
 	var memory int64
 	if m, ok := d.Pool.(interface{ InstanceMemory() int64 }); ok {
 		memory = m.InstanceMemory()
