@@ -13,11 +13,22 @@ import (
 
 func fleetCommand() *cli.Command {
 	return &cli.Command{
-		Name: "fleet", Usage: "what runs: ls, status, logs, ssh, destroy",
+		Name: "fleet", Usage: "what runs, and what ran: ls, status, heal, logs, ssh, destroy, history, why",
 		Subcommands: []*cli.Command{
 			{Name: "ls", Usage: "list fleets", Description: help("One line for each fleet.", "rebake fleet ls"), Action: with(fleetLs)},
 			{Name: "status", Usage: "instances, health and traffic of a fleet", ArgsUsage: "FLEET",
-				Description: help("Asks the pool and the router, not the memory of rebake.", "rebake fleet status web"), Action: with(fleetStatus)},
+				Flags: []cli.Flag{
+					&cli.BoolFlag{Name: "drift", Usage: "ask each instance over SSH what was changed in it since it booted"},
+					&cli.BoolFlag{Name: "fail-on-drift", Usage: "the same, and exit status 1 unless every instance is as it was deployed"}},
+				Description: help("Asks the pool and the router, not the memory of rebake. With --drift each instance too, all at once:\nwhich files and packages were changed since its boot (docs/drift.md), and whether it runs the image\nthat it should. For cron: --fail-on-drift also fails where one is dead, or cannot be asked.",
+					"rebake fleet status web\nrebake fleet status web --drift\nrebake --output json fleet status web --fail-on-drift"), Action: with(fleetStatus)},
+			{Name: "heal", Usage: "replace dead, changed or named instances with fresh ones of the same image", ArgsUsage: "FLEET",
+				Flags: []cli.Flag{
+					&cli.BoolFlag{Name: "drifted", Usage: "those too that were changed since they booted"},
+					&cli.StringFlag{Name: "instance", Usage: "`ID` of one to replace, whatever its state"},
+					&cli.BoolFlag{Name: "yes", Usage: "do not ask before a live instance is replaced"}},
+				Description: help("Starts dead and missing instances anew. Live ones go one at a time: drained, ended, started fresh,\nlet in once they are healthy; never so that fewer than min_healthy serve (a temporary instance helps\nout where needed). Stops at the first fresh one that may not serve. Refused while a deployment is\nunfinished.",
+					"rebake fleet heal web\nrebake fleet heal web --drifted --yes\nrebake fleet heal web --instance web-blue-4f3a1c-1", "4 the fleet's deployment is blocked", "5 locked by another operator", "6 the fleet's deployment is paused"), Action: with(fleetHeal)},
 			{Name: "logs", Usage: "an instance's serial console", ArgsUsage: "FLEET INSTANCE",
 				Flags:       []cli.Flag{&cli.IntFlag{Name: "bytes", Usage: "the last `N` bytes", Value: 1 << 16}},
 				Description: help("Prints the end of the console.", "rebake fleet logs web web-blue-4f3a1c-1"), Action: with(fleetLogs)},
@@ -26,6 +37,11 @@ func fleetCommand() *cli.Command {
 			{Name: "destroy", Usage: "end a fleet with all its instances", ArgsUsage: "FLEET",
 				Flags:       []cli.Flag{&cli.BoolFlag{Name: "yes", Usage: "do not ask"}},
 				Description: help("Stops the router and every instance; images stay in the store.", "rebake fleet destroy web --yes", "5 locked by another operator"), Action: with(fleetDestroy)},
+			{Name: "history", Usage: "every deployment of a fleet: when, who, what came of it", ArgsUsage: "FLEET",
+				Flags:       []cli.Flag{&cli.IntFlag{Name: "limit", Usage: "the newest `N`; 0 is all", Value: 20}},
+				Description: help("One line each, the newest first, from the fleet's journal: who, from which image to which, what came\nof it, how long until it was promoted and until nothing was left to do, the steps of the traffic.\nWith --output json everything that is known of each.", "rebake fleet history web --limit 5"), Action: with(fleetHistory)},
+			{Name: "why", Usage: "from an instance back to its image, bake, template and commit", ArgsUsage: "INSTANCE",
+				Description: help("Tells which deployment made an instance, by whom, and follows its image: the bake, the template, the\ngit commit, and the images that it was made from. Of an instance that is gone too, by its name.", "rebake fleet why web-blue-4f3a1c-1"), Action: with(fleetWhy)},
 		},
 	}
 }
@@ -97,8 +113,27 @@ func fleetStatus(s *session) error {
 	if err != nil {
 		return err
 	}
+	text := describeStatus(d.Config.Name, st)
+	if !s.c.Bool("drift") && !s.c.Bool("fail-on-drift") {
+		return s.result(st, text)
+	}
+	drifted, err := pipeline.Drift(s.ctx, d)
+	if err != nil {
+		return err
+	}
+	err = s.result(struct {
+		fleet.Status
+		Drift pipeline.FleetDrift `json:"drift"`
+	}{st, drifted}, text+"\n"+describeDrift(d.Config.Name, drifted))
+	if s.c.Bool("fail-on-drift") && !drifted.Good() {
+		err = errors.Join(err, driftError(d.Config.Name, drifted))
+	}
+	return err
+}
+
+func describeStatus(name string, st fleet.Status) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "fleet %s at %s: %s, %s\n", d.Config.Name, st.Router.Listen, currentImage(st), stateWord(st))
+	fmt.Fprintf(&b, "fleet %s at %s: %s, %s\n", name, st.Router.Listen, currentImage(st), stateWord(st))
 	rows := [][]string{{"INSTANCE", "SLOT", "TRAFFIC", "RUNNING", "HEALTH", "ADMIN", "IN FLIGHT", "REQUESTS", "5XX", "IMAGE"}}
 	for _, g := range st.Groups {
 		for _, i := range g.Instances {
@@ -111,7 +146,7 @@ func fleetStatus(s *session) error {
 			rows = append(rows, row)
 		}
 	}
-	return s.result(st, b.String()+ui.Table(rows))
+	return b.String() + ui.Table(rows)
 }
 
 // instanceArgs are a fleet and one of its instances.

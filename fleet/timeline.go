@@ -1,0 +1,99 @@
+package fleet
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/rebake/rebake/internal/journal"
+)
+
+// Past is a deployment with the times of its turning points.
+type Past struct {
+	Record
+	Outcome  string    `json:"verdict"`
+	Promoted time.Time `json:"promoted,omitzero"`          // all traffic was on the new slot, and its last hold over
+	Ended    time.Time `json:"ended,omitzero"`             // nothing was left to do
+	ToAll    float64   `json:"promoted_seconds,omitempty"` // from its begin
+	ToEnd    float64   `json:"seconds,omitempty"`          // from its begin
+}
+
+// PastHeal is a `fleet heal` that changed something.
+type PastHeal struct {
+	ID        string    `json:"id"`
+	By        string    `json:"by"`
+	Began     time.Time `json:"began"`
+	Last      time.Time `json:"last"`      // its last record
+	Instances []string  `json:"instances"` // that were started anew and attached
+}
+
+// Timeline reads what happened to the fleet in dir, which may be in use: oldest first.
+func Timeline(dir string) ([]Past, []PastHeal, error) {
+	recs, err := journal.Read(filepath.Join(dir, journalName))
+	if err != nil {
+		return nil, nil, err
+	}
+	return timeline(recs)
+}
+
+func timeline(recs []journal.Record) (past []Past, heals []PastHeal, err error) {
+	var p player
+	for _, rec := range recs {
+		if rec.Kind == kindHeal {
+			if heals, err = addHeal(heals, rec); err != nil {
+				return nil, nil, err
+			}
+			continue
+		}
+		if err := p.play(rec); err != nil {
+			return nil, nil, err
+		}
+		if len(p.History) > len(past) {
+			past = append(past, Past{})
+		}
+		if len(past) == 0 {
+			continue
+		}
+		is := &past[len(past)-1]
+		is.Record = *p.History.Last()
+		if is.State == Baking && is.Promoted.IsZero() {
+			is.Promoted = rec.Time
+		}
+		if is.State.Finished() && is.Ended.IsZero() {
+			is.Ended = rec.Time
+		}
+	}
+	for i := range past {
+		is := &past[i]
+		is.Outcome = is.Verdict()
+		if !is.Promoted.IsZero() {
+			is.ToAll = is.Promoted.Sub(is.Began).Seconds()
+		}
+		if !is.Ended.IsZero() {
+			is.ToEnd = is.Ended.Sub(is.Began).Seconds()
+		}
+	}
+	return past, heals, nil
+}
+
+func addHeal(heals []PastHeal, rec journal.Record) ([]PastHeal, error) {
+	var n healNote
+	if err := json.Unmarshal(rec.Data, &n); err != nil {
+		return nil, fmt.Errorf("%w: record %d: %w", journal.ErrCorrupt, rec.Seq, err)
+	}
+	if len(heals) == 0 || heals[len(heals)-1].ID != n.Heal {
+		heals = append(heals, PastHeal{ID: n.Heal, By: n.By, Began: rec.Time, Instances: []string{}})
+	}
+	h := &heals[len(heals)-1]
+	h.Last = rec.Time
+	if n.Step == "attach" && n.Group.Deployment != n.Heal { // not the temporary one
+		for _, id := range n.Instances {
+			if !slices.Contains(h.Instances, id) {
+				h.Instances = append(h.Instances, id)
+			}
+		}
+	}
+	return heals, nil
+}
