@@ -191,7 +191,7 @@ func describeDrift(name string, f pipeline.FleetDrift) string {
 	}
 	text := ui.Table(rows)
 	if f.Missing > 0 {
-		text += fmt.Sprintf("%d instances are missing\n", f.Missing)
+		text += fmt.Sprintf("instances missing: %d\n", f.Missing)
 	}
 	switch n := len(f.Drifted()); {
 	case n > 0:
