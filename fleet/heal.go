@@ -54,7 +54,7 @@ func (d *Deployer) Heal(ctx context.Context, live ...string) (Healed, error) {
 		if err != nil {
 			return Result{}, err
 		}
-		err = h.run(ctx, live)
+		err = h.run(ctx)
 		out.Replaced, out.Cut = append(out.Replaced, h.replaced...), h.cut
 		return Result{}, err
 	})
@@ -103,21 +103,18 @@ func (s *session) healer(live []string) (*healer, error) {
 }
 
 // run is the whole of it.
-func (h *healer) run(ctx context.Context, live []string) error {
+func (h *healer) run(ctx context.Context) error {
+	if err := h.whole(ctx, h.cur.Group, h.cur.Spec.Size); err != nil {
+		return err
+	}
 	o, err := h.look(ctx)
 	if err != nil {
 		return err
 	}
-	for _, id := range live {
-		if !slices.ContainsFunc(h.group(o), func(i Instance) bool { return i.ID == id }) {
+	for _, id := range h.victims { // not before: one that was named and is missing is there now
+		if !slices.ContainsFunc(instancesOf(o, h.cur.Group), func(i Instance) bool { return i.ID == id }) {
 			return fmt.Errorf("%s is no instance of the slot that serves: `rebake fleet status %s` lists them", id, h.cur.Group.Fleet)
 		}
-	}
-	if err := h.whole(ctx, h.cur.Group, h.cur.Spec.Size); err != nil {
-		return err
-	}
-	if err := h.clear(ctx); err != nil { // the temporary instance of one that was killed
-		return err
 	}
 	for len(h.victims) > 0 {
 		id := h.victims[0]
@@ -145,8 +142,6 @@ func (h *healer) look(ctx context.Context) (Observation, error) {
 		h.pause(ctx, 10)
 	}
 }
-
-func (h *healer) group(o Observation) []Instance { return instancesOf(o, h.cur.Group) }
 
 func instancesOf(o Observation, id GroupID) []Instance {
 	for _, g := range o.Groups {
@@ -333,7 +328,7 @@ func (h *healer) replace(ctx context.Context, id string) error {
 		return err
 	}
 	if left := h.without(o, id); left < h.floor() && hasAble(o, h.slot(), id) {
-		if err := h.extra(ctx); err != nil {
+		if err := h.extra(ctx, o); err != nil {
 			return err
 		}
 		if o, err = h.look(ctx); err != nil {
@@ -354,7 +349,6 @@ func (h *healer) replace(ctx context.Context, id string) error {
 	}
 	h.victims = slices.DeleteFunc(h.victims, func(v string) bool { return v == id })
 	h.replaced = append(h.replaced, Replacement{id, "live"})
-	delete(h.fresh, id)
 	return h.whole(ctx, h.cur.Group, h.cur.Spec.Size)
 }
 
@@ -432,11 +426,22 @@ func (h *healer) detach(ctx context.Context, g GroupID, force bool, ids ...strin
 }
 
 // extra lets one more instance of the image in, in a group of its own, which
-// nothing else counts: whoever is killed here leaves a group that no deployment knows.
-func (h *healer) extra(ctx context.Context) error {
-	g := h.cur.Group
-	g.Deployment = h.id
-	return event.Run(ctx, "a temporary instance, so that enough serve", func(ctx context.Context) error { return h.whole(ctx, g, 1) })
+// nothing else counts: whoever is killed here leaves a group that no deployment
+// knows. One that was left is taken first.
+func (h *healer) extra(ctx context.Context, o Observation) error {
+	id := h.cur.Group
+	id.Deployment = h.id
+	for _, g := range o.Groups {
+		if h.temporary(g.ID) && g.Image == h.cur.Spec.Image.Digest {
+			id = g.ID
+		}
+	}
+	return event.Run(ctx, "a temporary instance, so that enough serve", func(ctx context.Context) error { return h.whole(ctx, id, 1) })
+}
+
+// temporary groups are in the serving slot and of no deployment.
+func (h *healer) temporary(id GroupID) bool {
+	return id.Slot == h.slot() && id != h.cur.Group && id != h.base
 }
 
 // clear ends what is in the serving slot beside its own group: temporary
@@ -447,7 +452,7 @@ func (h *healer) clear(ctx context.Context) error {
 		return err
 	}
 	for _, g := range all.Groups {
-		if g.ID.Slot != h.slot() || g.ID == h.cur.Group || g.ID == h.base {
+		if !h.temporary(g.ID) {
 			continue
 		}
 		o, err := h.look(ctx)

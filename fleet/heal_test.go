@@ -2,6 +2,7 @@ package fleet_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -221,6 +222,9 @@ func TestHealStopsAtAFreshInstanceThatMayNotServe(t *testing.T) {
 					if failed != 0 || sent == 0 {
 						t.Errorf("%d of %d requests failed", failed, sent)
 					}
+					if st, _ := w.look(); slices.ContainsFunc(st.Members[fleet.Blue], func(m fleet.MemberStatus) bool { return m.ID == ids[0] && m.Admin == "ready" }) {
+						t.Errorf("%s was let in", ids[0])
+					}
 					// Once it is mended the next one brings it right.
 					w.pool.Behave["sha256:1"], w.d.Gate = fake.Behaviour{}, nil
 					if _, err := w.d.Heal(t.Context()); err != nil {
@@ -287,16 +291,7 @@ func TestHealNeverGoesBelowTheFloor(t *testing.T) {
 func TestHealReplacesASickInstanceByName(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, ids := healWorld(t, 2, minHealthy(100))
-		check := w.router.Check
-		_, gs := w.look()
-		sick := gs[0].Instances[0].Ports[80]
-		w.router.Check = func(addr string) string {
-			if addr == sick {
-				return "L7STS/500"
-			}
-			return check(addr)
-		}
-		time.Sleep(time.Second)
+		w.sicken(ids[0])
 		if h, err := w.d.Heal(t.Context()); err != nil || len(h.Replaced) != 0 {
 			t.Fatalf("%v %v", h, err)
 		}
@@ -304,167 +299,145 @@ func TestHealReplacesASickInstanceByName(t *testing.T) {
 			t.Errorf("%v %v, %d at once", h, err, w.pool.Peak())
 		}
 		w.healed("1")
+		// Nor is one waited for that was never let in.
+		w.sicken(ids[1])
+		if err := w.router.Drain(t.Context(), fleet.Blue, ids[1]); err != nil {
+			t.Fatal(err)
+		}
+		if h, err := w.d.Heal(t.Context()); !errors.Is(err, fleet.ErrUnhealthy) || len(h.Replaced) != 0 {
+			t.Fatalf("%v %v", h, err)
+		}
+		began := time.Now()
+		if h, err := w.d.Heal(t.Context(), ids[1]); err != nil || replaced(h) != "2 live" || time.Since(began) > 5*time.Second {
+			t.Errorf("%v %v after %s", h, err, time.Since(began))
+		}
+		w.healed("1")
 	})
 }
 
-func TestHealIsRefused(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, nil)
-		if _, err := w.d.Heal(t.Context()); !errors.Is(err, fleet.ErrNothing) {
-			t.Errorf("nothing was deployed: %v", err)
-		}
-		if _, err := w.d.Deploy(t.Context(), request("1")); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.d.Heal(t.Context(), "web-blue-9"); err == nil || !strings.Contains(err.Error(), "web-blue-9 is no instance") {
-			t.Errorf("unknown instance: %v", err)
-		}
-		if _, err := w.d.Deploy(t.Context(), request("2")); err != nil {
-			t.Fatal(err)
-		}
-		st, gs := w.look()
-		var serving string
-		for _, g := range gs {
-			if st.Weights[g.ID.Slot] == 1000 {
-				serving = g.Instances[0].ID
-			}
-		}
-		if _, err := w.d.Heal(t.Context(), serving); !errors.Is(err, fleet.ErrUnfinished) || !strings.Contains(err.Error(), "kept warm until") {
-			t.Errorf("an old slot is kept: %v", err)
-		}
-		if w.started(serving); len(w.names()) != 4 {
-			t.Errorf("instances are %v", w.names())
-		}
-		w.kill(serving) // a dead one is another matter
-		if h, err := w.d.Heal(t.Context()); err != nil || len(h.Replaced) != 1 {
-			t.Errorf("%v %v", h, err)
-		}
-		w.healed("2")
-		if err := w.d.Tend(t.Context(), true); err != nil {
-			t.Errorf("the deployment does not go on: %v", err)
-		}
-		w.healed("2")
-		w.crashAt = len(w.recs) + 8
-		if _, _, killed := w.run(func() (fleet.Result, error) { return w.d.Deploy(t.Context(), request("3")) }); !killed {
-			t.Fatal("not killed")
-		}
-		if _, err := w.d.Heal(t.Context()); !errors.Is(err, fleet.ErrUnfinished) || !strings.Contains(err.Error(), "rebake deploy resume web") {
-			t.Errorf("a deployment is unfinished: %v", err)
-		}
-	})
-}
-
-// Kill the process after every record of a heal; the next heal, or the next
-// deployment, brings the fleet right, and nobody is left without service.
-func TestHealKilledAfterEveryRecord(t *testing.T) {
-	for name, c := range map[string]struct {
-		size, percent int
-		dead, live    bool
-		rolling       bool // not where an old instance may be missing when it begins: fleet/rolling.go loses traffic then
-	}{
-		"a dead one":     {size: 2, dead: true},
-		"a live one":     {size: 2, live: true, rolling: true},
-		"a fleet of one": {size: 1, live: true},
-		"all must serve": {size: 2, percent: 100, live: true, rolling: true},
-		"dead and live":  {size: 3, percent: 60, dead: true, live: true},
-	} {
-		for _, next := range []string{"heal", "deploy", "rolling"} {
-			if next == "rolling" && !c.rolling {
-				continue
-			}
-			t.Run(name+", "+next, func(t *testing.T) {
-				points := 0
-				for more := true; more && !t.Failed(); points++ {
-					synctest.Test(t, func(t *testing.T) {
-						w, ids := healWorld(t, c.size, minHealthy(c.percent))
-						var live []string
-						if c.dead {
-							w.kill(ids[0])
-						}
-						if c.live {
-							live = ids[c.size-1:]
-						}
-						w.crashAt = len(w.recs) + points + 1
-						stop := w.traffic()
-						_, err, killed := w.run(func() (fleet.Result, error) {
-							_, err := w.d.Heal(t.Context(), live...)
-							return fleet.Result{}, err
-						})
-						if more = killed; !killed {
-							if stop(); err != nil {
-								t.Error(err)
-							}
-							return
-						}
-						time.Sleep(time.Second)
-						want := "1"
-						if next == "heal" {
-							_, err = w.d.Heal(t.Context())
-						} else {
-							want = "2"
-							w.extra = 1 // the temporary instance goes last
-							req := request("2")
-							req.Spec.Size, req.Wait = c.size, true
-							if next == "rolling" {
-								req.Policy.Strategy, req.Policy.Roll = fleet.Rolling, fleet.Roll{MaxSurge: 1}
-							}
-							_, err = w.d.Deploy(t.Context(), req)
-							err = errors.Join(err, w.d.Tend(t.Context(), true)) // what no deployment knows
-						}
-						sent, failed := stop()
-						if err != nil {
-							t.Error(err)
-						}
-						if failed != 0 {
-							t.Errorf("%d of %d requests failed", failed, sent)
-						}
-						w.healed(want)
-						if t.Failed() {
-							t.Log("killed at record ", points+1, " of the heal")
-						}
-					})
-				}
-				if least := 4; points < least {
-					t.Errorf("only %d points of a heal were tried", points)
-				}
-			})
+// sicken has an instance answer 500 from now on, and waits until the router knows.
+func (w *world) sicken(id string) {
+	check, sick := w.router.Check, ""
+	_, gs := w.look()
+	for _, i := range gs[0].Instances {
+		if i.ID == id {
+			sick = i.Ports[80]
 		}
 	}
+	w.router.Check = func(addr string) string {
+		if addr == sick {
+			return "L7STS/500"
+		}
+		return check(addr)
+	}
+	time.Sleep(time.Second)
+}
+
+// A temporary instance that a kill left serves on while it is the only one.
+func TestHealLeavesATemporaryInstanceThatIsNeeded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, ids := healWorld(t, 1, nil)
+		w.crashAt = len(w.recs) + 5 // lease, launch, attach, ready, drain
+		if _, _, killed := w.run(func() (fleet.Result, error) { _, err := w.d.Heal(t.Context(), ids[0]); return fleet.Result{}, err }); !killed || len(w.names()) != 2 {
+			t.Fatal("not killed, or too early: ", w.names())
+		}
+		w.sicken(ids[0])
+		stop := w.traffic()
+		h, err := w.d.Heal(t.Context())
+		time.Sleep(time.Second)
+		if sent, failed := stop(); err != nil || len(h.Replaced) != 0 || failed != 0 || sent < 10 || len(w.names()) != 2 {
+			t.Errorf("%v %v: %d of %d failed, there are %v", h, err, failed, sent, w.names())
+		}
+		if h, err := w.d.Heal(t.Context(), ids[0]); err != nil || replaced(h) != "1 live" {
+			t.Errorf("%v %v", h, err)
+		}
+		w.healed("1")
+	})
+}
+
+// The floor is that of the deployment that serves, with the defaults of now.
+func TestHealKeepsTheFloorOfWhatServes(t *testing.T) {
+	for name, c := range map[string]struct {
+		size, percent int
+		then          func(*world)
+		most          int // instances at once, of this image
+	}{
+		"not of one that was rolled back since": {2, 100, func(w *world) {
+			w.pool.Behave["sha256:bad"] = fake.Behaviour{Status: 500}
+			if _, err := w.d.Deploy(w.t.Context(), request("bad")); !errors.Is(err, fleet.ErrRolledBack) {
+				w.t.Fatal(err)
+			}
+		}, 3},
+		"an older journal has none": {1, 50, func(w *world) { w.past.History[0].Policy.MinHealthy = 0 }, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, ids := healWorld(t, c.size, minHealthy(c.percent))
+				c.then(w)
+				most := 0
+				w.d.Recorded = func(string, string) { most = max(most, len(w.names())) }
+				if h, err := w.d.Heal(t.Context(), ids[0]); err != nil || replaced(h) != "1 live" || most != c.most {
+					t.Errorf("%v %v, %d at once, want %d", h, err, most, c.most)
+				}
+			})
+		})
+	}
+}
+
+func TestHealGivesUpWhereThereIsNoRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, ids := healWorld(t, 2, nil)
+		w.kill(ids[0])
+		w.pool.Max = 1
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if h, err := w.d.Heal(ctx); !errors.Is(err, fleet.ErrNoCapacity) || len(h.Replaced) != 0 {
+			t.Errorf("%v %v", h, err)
+		}
+		w.pool.Max = 0
+		if h, err := w.d.Heal(t.Context()); err != nil || replaced(h) == "" {
+			t.Errorf("%v %v", h, err)
+		}
+		w.healed("1")
+	})
 }
 
 // What a heal wrote down tells who did what to which instance.
 func TestHealIsInTheJournal(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w, ids := healWorld(t, 2, nil)
-		from := len(w.recs)
-		if _, err := w.d.Heal(t.Context(), ids[0]); err != nil {
-			t.Fatal(err)
-		}
-		var steps []string
-		for _, r := range w.recs[from:] {
-			if r.Kind != "heal" {
-				continue
-			}
-			var by, step string
-			for _, f := range strings.Split(string(r.Data), ",") {
-				k, v, _ := strings.Cut(strings.Trim(f, "{}"), ":")
-				switch k {
-				case `"step"`:
-					step = strings.Trim(v, `"`)
-				case `"by"`:
-					by = v
+	for how, want := range map[string]string{"live": "drain detach end launch attach ready", "dead": "detach launch attach ready"} {
+		t.Run(how, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, ids := healWorld(t, 2, nil)
+				live := ids[:1]
+				if how == "dead" {
+					w.kill(ids[0])
+					live = nil
 				}
-			}
-			if !strings.Contains(by, "@") || !strings.Contains(string(r.Data), ids[0]) && step != "launch" {
-				t.Errorf("%s", r.Data)
-			}
-			steps = append(steps, step)
-		}
-		if want := "drain detach end launch attach ready"; strings.Join(steps, " ") != want {
-			t.Errorf("steps %v, want %s", steps, want)
-		}
-		if _, err := fleet.Replay(w.recs); err != nil {
-			t.Error(err)
-		}
-	})
+				from := len(w.recs)
+				if _, err := w.d.Heal(t.Context(), live...); err != nil {
+					t.Fatal(err)
+				}
+				var steps []string
+				for _, r := range w.recs[from:] {
+					var n struct {
+						Heal, By, Step string
+						Instances      []string
+					}
+					if err := json.Unmarshal(r.Data, &n); err != nil || r.Kind != "heal" {
+						continue
+					}
+					if n.Heal == "" || !strings.Contains(n.By, "@") || !slices.Equal(n.Instances, ids[:1]) && n.Step != "launch" {
+						t.Errorf("%s", r.Data)
+					}
+					steps = append(steps, n.Step)
+				}
+				if strings.Join(steps, " ") != want {
+					t.Errorf("steps %v, want %s", steps, want)
+				}
+				if _, err := fleet.Replay(w.recs); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
 }

@@ -42,7 +42,7 @@ func timeline(recs []journal.Record) (past []Past, heals []PastHeal, err error) 
 	var p player
 	for _, rec := range recs {
 		if rec.Kind == kindHeal {
-			if heals, err = addHeal(heals, rec); err != nil {
+			if heals, err = addHeal(heals, rec, p.History); err != nil {
 				return nil, nil, err
 			}
 			continue
@@ -78,7 +78,7 @@ func timeline(recs []journal.Record) (past []Past, heals []PastHeal, err error) 
 	return past, heals, nil
 }
 
-func addHeal(heals []PastHeal, rec journal.Record) ([]PastHeal, error) {
+func addHeal(heals []PastHeal, rec journal.Record, h History) ([]PastHeal, error) {
 	var n healNote
 	if err := json.Unmarshal(rec.Data, &n); err != nil {
 		return nil, fmt.Errorf("%w: record %d: %w", journal.ErrCorrupt, rec.Seq, err)
@@ -86,13 +86,12 @@ func addHeal(heals []PastHeal, rec journal.Record) ([]PastHeal, error) {
 	if len(heals) == 0 || heals[len(heals)-1].ID != n.Heal {
 		heals = append(heals, PastHeal{ID: n.Heal, By: n.By, Began: rec.Time, Instances: []string{}})
 	}
-	h := &heals[len(heals)-1]
-	h.Last = rec.Time
-	if n.Step == "attach" && n.Group.Deployment != n.Heal { // not the temporary one
-		for _, id := range n.Instances {
-			if !slices.Contains(h.Instances, id) {
-				h.Instances = append(h.Instances, id)
-			}
+	is := &heals[len(heals)-1]
+	is.Last = rec.Time
+	temporary := !slices.ContainsFunc(h, func(r Record) bool { return r.ID == n.Group.Deployment })
+	for _, id := range n.Instances {
+		if n.Step == "attach" && !temporary && !slices.Contains(is.Instances, id) {
+			is.Instances = append(is.Instances, id)
 		}
 	}
 	return heals, nil
