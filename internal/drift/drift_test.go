@@ -161,13 +161,36 @@ func TestWhatWasChangedSinceTheBoot(t *testing.T) {
 			}
 			same(t, r, want...)
 
+			write(t, root, IgnoreFile, "/opt/app/data/*\n/srv/*\n/etc/[elno]*\n/[bhuv]*") // not itself, which is told once
+			if r, err = look(t.Context(), g, root); err != nil {
+				t.Fatal(err)
+			}
+			same(t, r, IgnoreFile+" written (no package)")
 			// Who hides what they did by the list is seen by the list.
 			write(t, root, IgnoreFile, "/*")
 			if r, err = look(t.Context(), g, root); err != nil {
 				t.Fatal(err)
 			}
 			same(t, r, IgnoreFile+" written (no package)")
-			if left, err := filepath.Glob("/run/rebake-drift.*"); err != nil || len(left) > 0 {
+		})
+	}
+}
+
+func TestNothingIsLeftInTheGuest(t *testing.T) {
+	t.Parallel()
+	for name, g := range guests(t) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			root, bin, temp := newRoot(t), t.TempDir(), t.TempDir()
+			wrapper := "#!/bin/sh\nd=" + temp + "/made; mkdir $d && : >" + temp + "/asked && echo $d\n"
+			if err := os.WriteFile(filepath.Join(bin, "mktemp"), []byte(wrapper), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			g.bin = bin + ":" + g.bin
+			if _, err := look(t.Context(), g, root); err != nil {
+				t.Fatal(err)
+			}
+			if left, err := os.ReadDir(temp); err != nil || len(left) != 1 || left[0].Name() != "asked" {
 				t.Errorf("left behind: %v %v", left, err)
 			}
 		})
@@ -245,6 +268,18 @@ func TestAGuestThatCannotBeLookedAtIsAnError(t *testing.T) {
 				t.Errorf("one command, as root: %v", c)
 			}
 		})
+	}
+}
+
+func TestTheReportIsBounded(t *testing.T) {
+	out := "b 1\x00s 2\x00"
+	for n := range maxPaths {
+		out += fmt.Sprintf("f f 3 3 /etc/%d\x00", n)
+	}
+	out += fmt.Sprintf("f f 3 3 /etc/1\x00n %d\x00m tool /gone/1\x00m tool /gone/2\x00d d 3 1 /dir\x00.\x00", maxPaths+4)
+	r, err := judge(out)
+	if err != nil || len(r.Changed) != maxPaths || r.Truncated != 4+3 {
+		t.Errorf("%d named, %d more, %v", len(r.Changed), r.Truncated, err)
 	}
 }
 
