@@ -178,7 +178,9 @@ func TestWhatWasChangedSinceTheBoot(t *testing.T) {
 
 func TestNothingIsLeftInTheGuest(t *testing.T) {
 	t.Parallel()
-	for name, g := range guests(t) {
+	all := guests(t)
+	delete(all, "busybox") // its shell runs its own mktemp, whatever is in the PATH
+	for name, g := range all {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			root, bin, temp := newRoot(t), t.TempDir(), t.TempDir()
