@@ -54,6 +54,10 @@ demo: setup build ## the main job on this machine: bake, run a fleet, swap under
 soak: ## a million operations of the deployment simulator; minutes
 	@$(GO) test ./fleet -run TestSimulator -v -timeout 60m -runs 250000
 
+.PHONY: soak-swap
+soak-swap: setup ## 50 swaps and 10 rollbacks behind a real HAProxy under half a million requests; minutes
+	@$(GO) run ./test/soakswap
+
 .PHONY: mutants
 mutants: ## break the deployment engine in every way of a list and see the tests notice; minutes
 	@$(GO) run ./test/mutants

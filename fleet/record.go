@@ -105,6 +105,7 @@ type Progress struct {
 	Marks    Marks     `json:"marks,omitzero"`     // where the next sample begins
 	WantNew  int       `json:"want_new,omitempty"` // rolling: instances of the new image that this turn is to reach
 	WantOld  int       `json:"want_old,omitempty"` // and of the old one
+	Holes    bool      `json:"holes,omitempty"`    // rolling: an old instance was taken out that was not the last one
 	Turns    int       `json:"turns,omitempty"`    // rolling: batches begun
 	Left     []string  `json:"left,omitempty"`     // what could not be removed; `rebake gc` tries again
 	Told     []string  `json:"told,omitempty"`     // stages that the hooks were told of

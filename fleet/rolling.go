@@ -28,27 +28,47 @@ func (r Record) turn(at view, p Policy, now time.Time) (Record, Action) {
 func (r Record) shrink(at view, p Policy, now time.Time) (Record, Action) {
 	late := !now.Before(r.Deadline)
 	gone := at.above(r.Old.Group, r.WantOld)
-	if len(gone) == 0 {
-		return r.turn(at, p, now)
-	}
 	if want := r.share(p); r.WantNew > 0 && (!same(at.o.Router.Weights, want) || r.Pending != nil || !same(r.Live(), want)) {
 		return r, Action{Op: Weigh, Weights: want}
+	}
+	if len(gone) == 0 {
+		return r.turn(at, p, now)
 	}
 	if act, busy := at.unlink(r.Old.Group.Slot, late, "the old instances", gone...); busy {
 		return r, act
 	}
+	if in := at.listed(r.Old.Group); gone[0] != in[len(in)-1] {
+		r.Holes = true // numbers are missing before others: a Launch must cover them all
+	}
 	return r, Action{Op: End, Group: r.Old.Group, Names: gone[:1]}
 }
 
-// above are the instances of a group beyond its first n, the last one first.
+func (v view) listed(id GroupID) (names []string) {
+	for _, g := range v.o.Groups {
+		if g.ID == id {
+			for _, i := range g.Instances {
+				names = append(names, i.ID)
+			}
+		}
+	}
+	return names
+}
+
+// above are as many instances of a group as it has beyond n: first those that do
+// not serve, then the last ones.
 func (v view) above(id GroupID, n int) (names []string) {
 	for _, g := range v.o.Groups {
 		if g.ID != id {
 			continue
 		}
-		for i := len(g.Instances) - 1; i >= n; i-- {
-			names = append(names, g.Instances[i].ID)
+		for _, serves := range []bool{false, true} {
+			for i := len(g.Instances) - 1; i >= 0; i-- {
+				if (g.Instances[i].Running && v.serves(id.Slot, g.Instances[i].ID)) == serves {
+					names = append(names, g.Instances[i].ID)
+				}
+			}
 		}
+		names = names[:max(0, len(g.Instances)-n)]
 	}
 	return names
 }
@@ -83,8 +103,11 @@ func (r Record) regrow(at view, p Policy, now time.Time) (Record, Action, bool) 
 	}
 	switch room := size + p.Roll.MaxSurge - len(at.newInstances) - total; {
 	case dead > 0:
+		if r.Holes {
+			total = size
+		}
 		return give(Action{Op: Launch, Group: old, Size: total})
-	case !at.attached(old.Slot, at.oldInstances, true):
+	case !at.attached(old.Slot, at.oldInstances, false):
 		return give(Action{Op: Attach, Slot: old.Slot, Members: at.members(old, p.Port)})
 	case at.oldHealthy > at.oldReady:
 		return give(Action{Op: Ready, Slot: old.Slot})
@@ -95,7 +118,11 @@ func (r Record) regrow(at view, p Policy, now time.Time) (Record, Action, bool) 
 		return r, wait("the old instances to be healthy: %d of %d are", at.oldReady, total), true
 	case total < size && room > 0:
 		r.Deadline = now.Add(p.Launch + p.Within) // the next old ones begin now
-		return give(Action{Op: Launch, Group: old, Size: total + min(room, size-total)})
+		grown := total + min(room, size-total)
+		if r.Holes { // serving goes before max_surge
+			grown = size
+		}
+		return give(Action{Op: Launch, Group: old, Size: grown})
 	}
 	// No room: a healthy new one makes way, as long as enough serve without it.
 	left := len(at.newInstances) - 1
@@ -133,4 +160,13 @@ func (v view) oldRunning() (n int) {
 		}
 	}
 	return n
+}
+
+func (v view) serves(s Slot, id string) bool {
+	for _, m := range v.o.Router.Members[s] {
+		if m.ID == id {
+			return m.Healthy && m.Admin == "ready"
+		}
+	}
+	return false
 }

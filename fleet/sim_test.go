@@ -130,6 +130,10 @@ func simulate(t *testing.T, seed uint64, loud bool) *world {
 			{"resume", func() (fleet.Result, error) { return w.d.Resume(ctx, req.Wait) }},
 			{"abort", func() (fleet.Result, error) { return w.d.Abort(ctx, "sim") }},
 			{"rollback", func() (fleet.Result, error) { return w.d.Rollback(ctx, "sim") }},
+			{"heal", func() (fleet.Result, error) {
+				_, err := w.d.Heal(ctx)
+				return fleet.Result{}, err
+			}},
 			{"tend", func() (fleet.Result, error) { return fleet.Result{}, w.d.Tend(ctx, req.Wait) }},
 		}
 		op := ops[w.rnd.IntN(len(ops))]
@@ -223,7 +227,7 @@ var next = map[fleet.State][]fleet.State{
 func (w *world) transition(rec journal.Record, was fleet.Progress) {
 	is := w.past.History.Last()
 	switch {
-	case is == nil || rec.Kind == "lease" || rec.Kind == "told":
+	case is == nil || rec.Kind == "lease" || rec.Kind == "told" || rec.Kind == "heal":
 	case rec.Kind == "plan":
 		if was.State != "" && !was.State.Finished() {
 			w.broken("record %d: a plan while the last deployment is %q", rec.Seq, was.State)
