@@ -186,7 +186,13 @@ func (g guardPool) Retire(ctx context.Context, id fleet.GroupID) error {
 
 // spared: a slot with traffic is never taken out whole, nor below half the fleet.
 func (w *world) spared(s fleet.Slot, ids []string) {
-	st, _ := w.look()
+	st, gs := w.look()
+	runs := map[string]bool{} // the router may not have noticed yet that one died
+	for _, g := range gs {
+		for _, i := range g.Instances {
+			runs[i.ID] = i.Running
+		}
+	}
 	if st.Weights[s] > 0 && len(ids) == 0 {
 		w.broken("took slot %s out, which has traffic", s)
 	}
@@ -194,7 +200,7 @@ func (w *world) spared(s fleet.Slot, ids []string) {
 	for slot, weight := range st.Weights {
 		for _, m := range st.Members[slot] {
 			switch {
-			case weight == 0 || !m.Healthy || m.Admin != "ready":
+			case weight == 0 || !m.Healthy || m.Admin != "ready" || !runs[m.ID]:
 			case slot == s && slices.Contains(ids, m.ID):
 				took++
 			default:
@@ -220,7 +226,7 @@ func (g guardRouter) Status(ctx context.Context) (st fleet.RouterStatus, err err
 
 func (g guardRouter) Attach(ctx context.Context, s fleet.Slot, m []fleet.Member) error {
 	l := g.w.past.History.Last()
-	if st, _ := g.w.look(); st.Weights[s] > 0 && len(st.Members[s]) == 0 && l.Policy.Strategy != fleet.Rolling {
+	if st, _ := g.w.look(); st.Weights[s] > 0 && len(st.Members[s]) == 0 && l.State == fleet.Warming && l.Policy.Strategy != fleet.Rolling {
 		g.w.broken("attached to slot %s, which has traffic and nobody to serve it", s)
 	}
 	return g.w.change(func() error { return g.w.router.Attach(ctx, s, m) })
