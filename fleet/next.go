@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"fmt"
-	"strings"
 	"time"
 )
 
@@ -298,7 +297,7 @@ func permille(a, b int) int {
 
 // fail ends the way forward, for a reason that a human reads.
 func (r Record) fail(at view, p Policy, now time.Time, format string, a ...any) (Record, Action) {
-	reason := strings.Join(strings.Fields(fmt.Sprintf(format, a...)), " ") // one line
+	reason := oneLine(fmt.Sprintf(format, a...))
 	if p.OnFailure == "pause" {
 		r.Checks = at.checks
 		return r.block(now, "%s", reason)
@@ -314,7 +313,7 @@ func (r Record) goBack(at view, p Policy, now time.Time, reason string) (Record,
 func (r Record) block(now time.Time, format string, a ...any) (Record, Action) {
 	stopped, failures, last := r.State, r.Failures, r.LastErr
 	r, act := r.enter(Blocked, now, 0)
-	r.Stopped, r.Reason = stopped, strings.Join(strings.Fields(fmt.Sprintf(format, a...)), " ")
+	r.Stopped, r.Reason = stopped, oneLine(fmt.Sprintf(format, a...))
 	r.Failures, r.LastErr = failures, last
 	return r, act
 }

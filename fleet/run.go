@@ -22,7 +22,7 @@ func (s *session) finish(ctx context.Context, r Record, wait bool) (Result, erro
 	var err error
 	s.tell(ctx, &r)
 	for !r.State.Finished() && r.State != Blocked {
-		if r.State.Resting() && !wait && r.Abort == "" && s.clock().Before(r.Deadline) && s.settled(ctx, r) {
+		if r.State.Resting() && !wait && r.Abort == "" && time.Now().Before(r.Deadline) && s.settled(ctx, r) {
 			what := "the old instances stay warm until %s: `rebake rollback %s` goes back at once"
 			if r.State == Quarantined {
 				what = "the failed instances stay for a look, without traffic, until %s (`rebake fleet logs %s`)"
@@ -30,7 +30,7 @@ func (s *session) finish(ctx context.Context, r Record, wait bool) (Result, erro
 			event.Infof(ctx, what, r.Deadline.Local().Format("15:04:05"), r.Fleet)
 			break
 		}
-		if r.State == Paused && r.Abort == "" && (r.Deadline.Equal(r.Since) || s.clock().Before(r.Deadline)) {
+		if r.State == Paused && r.Abort == "" && (r.Deadline.Equal(r.Since) || time.Now().Before(r.Deadline)) {
 			return Result{Record: r}, fmt.Errorf("%w at %d%%: `rebake deploy resume %s` goes on, `rebake deploy abort %s` goes back", ErrPaused, r.Policy.Steps[r.Step].Permille/10, r.Fleet, r.Fleet)
 		}
 		r, err = event.Do(ctx, r.title(), func(ctx context.Context) (Record, error) { return s.stay(ctx, r, wait) })
@@ -100,18 +100,18 @@ func (s *session) stay(ctx context.Context, r Record, wait bool) (Record, error)
 				return r, context.Cause(ctx)
 			}
 			if lost.IsZero() {
-				lost = s.clock()
+				lost = time.Now()
 				event.Warnf(ctx, "%v; trying again for %s", err, blind)
 			}
-			if s.clock().Sub(lost) >= blind {
-				r, _ = r.block(s.clock(), "%v for %s", err, blind)
+			if time.Since(lost) >= blind {
+				r, _ = r.block(time.Now(), "%v for %s", err, blind)
 				return r, s.write(ctx, &r, kindState, nil, nil)
 			}
 			s.pause(ctx, 10)
 			continue
 		}
 		lost = time.Time{}
-		next, act := Next(r, o, r.Policy, s.clock())
+		next, act := Next(r, o, r.Policy, time.Now())
 		changed := next.State != r.State || next.Drained != r.Drained || next.Sick != r.Sick || next.WantOld != r.WantOld || next.WantNew != r.WantNew
 		r = next
 		if changed {
@@ -145,8 +145,8 @@ func (s *session) stay(ctx context.Context, r Record, wait bool) (Record, error)
 // act does one action: checked, its intent written before it, its effect after.
 // What the pool or the router refuses is kept in the record for Next to judge.
 func (s *session) act(ctx context.Context, r Record, o Observation, a Action) (Record, error) {
-	if err := Check(r, o, a, s.clock()); err != nil {
-		r, _ = r.block(s.clock(), "%v", err)
+	if err := Check(r, o, a, time.Now()); err != nil {
+		r, _ = r.block(time.Now(), "%v", err)
 		return r, s.write(ctx, &r, kindState, nil, nil)
 	}
 	if a.Op == Weigh {
@@ -176,7 +176,7 @@ func (s *session) act(ctx context.Context, r Record, o Observation, a Action) (R
 }
 
 func (s *session) do(ctx context.Context, r *Record, o Observation, a Action) error {
-	if left := r.Deadline.Sub(s.clock()); left > 0 { // a call may not outlast its state by much
+	if left := time.Until(r.Deadline); left > 0 { // a call may not outlast its state by much
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, left+5*time.Second)
 		defer cancel()
@@ -205,7 +205,7 @@ func (s *session) do(ctx context.Context, r *Record, o Observation, a Action) er
 		if err := s.Router.SetWeights(ctx, a.Weights); err != nil {
 			return err
 		}
-		r.Pending, r.Weights = nil, append(r.Weights, Change{Time: s.clock().UTC(), Weights: a.Weights})
+		r.Pending, r.Weights = nil, append(r.Weights, Change{Time: time.Now().UTC(), Weights: a.Weights})
 	case Drain:
 		return s.Router.Drain(ctx, a.Slot, a.Names...)
 	case Detach:
@@ -262,10 +262,6 @@ func (s *session) pause(ctx context.Context, times int) {
 	if poll <= 0 {
 		poll = 50 * time.Millisecond
 	}
-	if s.sleep != nil {
-		s.sleep(time.Duration(times) * poll)
-		return
-	}
 	t := time.NewTimer(time.Duration(times) * poll)
 	defer t.Stop()
 	select {
@@ -280,7 +276,7 @@ func (s *session) settled(ctx context.Context, r Record) bool {
 	if err != nil {
 		return true // whoever comes next looks again
 	}
-	_, act := Next(r, o, r.Policy, s.clock())
+	_, act := Next(r, o, r.Policy, time.Now())
 	return act.Op == Wait
 }
 

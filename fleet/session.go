@@ -62,13 +62,6 @@ func (d *Deployer) journal() (log, player, error) {
 	return j, past, nil
 }
 
-func (d *Deployer) clock() time.Time {
-	if d.now != nil {
-		return d.now()
-	}
-	return time.Now()
-}
-
 // lease is the first record of each session that changes something: who, and
 // an epoch that is higher than all before. Pool and router are told it, where
 // they can refuse the calls of those with a lower one.
@@ -146,7 +139,7 @@ func (s *session) tell(ctx context.Context, r *Record) {
 		if slices.Contains(r.Told, due.key) || ctx.Err() != nil {
 			continue
 		}
-		if err := s.Notify(ctx, r.notice(due, s.clock())); err != nil {
+		if err := s.Notify(ctx, r.notice(due, time.Now())); err != nil {
 			event.Warnf(ctx, "hook of %s: %v", due.stage, err)
 		}
 		r.Told = append(slices.Clip(r.Told), due.key)

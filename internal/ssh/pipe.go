@@ -50,7 +50,7 @@ func (c *Client) uploadPipe(ctx context.Context, dst string, src fs.FS, list []e
 	script := fmt.Sprintf(opened, provisioner.Quote(c.opts.Pipe.Name), mark, noTool)
 	send := func(w io.Writer) error { return writeTar(w, src, list) }
 	if len(list) <= few && plain(list) {
-		script += placed(list, mark)
+		script += placed(list)
 		send = func(w io.Writer) error { return writeFiles(w, src, list) }
 	} else {
 		size, err := tarSize(list)
@@ -99,12 +99,13 @@ func (c *Client) uploadPipe(ctx context.Context, dst string, src fs.FS, list []e
 	return c.closeDirs(ctx, dst, list)
 }
 
-// placed puts each of a few files beside its place and renames it there.
-func placed(list []entry, mark string) string {
+// placed puts each of a few files beside its place and renames it there. The name
+// beside it is always the same: what was cut off is written over by the next try.
+func placed(list []entry) string {
 	var b strings.Builder
 	for _, e := range list {
 		to := provisioner.Quote("./" + e.name)
-		tmp := provisioner.Quote("./" + path.Join(path.Dir(e.name), "."+path.Base(e.name)+"."+mark[:8]))
+		tmp := provisioner.Quote("./" + path.Join(path.Dir(e.name), "."+path.Base(e.name)+".rebake"))
 		fmt.Fprintf(&b, `[ ! -d %[1]s ] || { echo "%[1]s is a directory" >&2; exit 1; }
 (umask 077; head -c %[3]d <&3 >%[2]s) && [ "$(wc -c <%[2]s)" -eq %[3]d ] && chmod %[4]o %[2]s && mv -f %[2]s %[1]s || { rm -f %[2]s; exit 1; }
 `, to, tmp, e.info.Size(), unixMode(e.info.Mode()))
