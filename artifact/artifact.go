@@ -122,6 +122,37 @@ type Deleter interface {
 	Prune(ctx context.Context, grace time.Duration, keep []Digest) (freed int64, err error)
 }
 
+// Attachment is a document about an image: an inventory, an SBOM, a statement, a
+// signature, a promotion. It is a manifest of its own whose subject is the image.
+type Attachment struct {
+	Digest  Digest            // of its manifest; set by Attach
+	Kind    string            // the manifest's artifactType
+	Media   string            // media type of its one layer, the bytes
+	Size    int64             // of the bytes; set by Attach
+	Created time.Time         // to the second, UTC; part of the manifest
+	Notes   map[string]string // annotations of the manifest
+}
+
+// MaxAttachment bounds the bytes of an attachment that is read.
+const MaxAttachment = 64 << 20
+
+// Attacher is the optional power to keep attachments. They go with their image:
+// Remove removes them, Prune keeps them as long as it.
+type Attacher interface {
+	// Describe returns the image as Register will: Digest and DiskSize set. It
+	// makes nothing visible, so that what is said of an image can be there
+	// before the image is: an image that is seen has its attachments.
+	Describe(ctx context.Context, img Image) (Image, error)
+	// Attach adds a document to the image with manifest digest to, which need not
+	// be registered yet. The same document again is no error.
+	Attach(ctx context.Context, to Digest, a Attachment, body []byte) (Attachment, error)
+	// Attached lists an image's attachments, oldest first; kind "" is all. An image
+	// without any, or that is not there, has none: no error.
+	Attached(ctx context.Context, to Digest, kind string) ([]Attachment, error)
+	// ReadAttachment returns the bytes, checked; at most MaxAttachment of them.
+	ReadAttachment(ctx context.Context, a Attachment) ([]byte, error)
+}
+
 // Verifier re-hashes everything that an image needs.
 type Verifier interface {
 	Verify(ctx context.Context, img Image, progress func(done, total int64)) error

@@ -66,6 +66,9 @@ func (o options) pick() ([]scenario, error) {
 		}
 		some = append(some, all[i])
 	}
+	if has := func(name string) int { return slices.IndexFunc(some, func(s scenario) bool { return s.name == name }) }; has("real") < 0 && has("another") >= 0 {
+		some[has("another")].packer = packerOf("real")
+	}
 	return some, nil
 }
 
