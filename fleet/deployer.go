@@ -20,6 +20,7 @@ var (
 	ErrUnfinished = errors.New("another deployment is unfinished")
 	ErrNothing    = errors.New("nothing to do")
 	ErrPaused     = errors.New("deployment is paused")
+	ErrFrozen     = errors.New("deployments are frozen")
 
 	ErrNotApproved = errors.New("not the plan that was approved")
 )
@@ -67,6 +68,9 @@ type Request struct {
 	// Approve is the id of the plan that a person saw (Plan): if anything would
 	// be done otherwise, ErrNotApproved and nothing is done. "": no approval is asked for.
 	Approve string
+	// InFreeze says why the deployment may begin in a freeze window of the
+	// Config; "": ErrFrozen then. What was begun is finished in one all the same.
+	InFreeze string
 }
 
 // Result is what came of a call.
@@ -108,6 +112,9 @@ func (d *Deployer) Deploy(ctx context.Context, req Request) (Result, error) {
 				return Result{}, err
 			}
 			return Result{Record: *s.history.Last(), Unchanged: true}, nil
+		}
+		if err := d.frozen(ctx, &req); err != nil {
+			return Result{}, err
 		}
 		save := d.Config.Save
 		if d.save != nil {
@@ -299,7 +306,7 @@ func (s *session) start(ctx context.Context, req Request, rollback bool) (Result
 	who := me()
 	p := Plan{
 		ID: ulid.Make().String(), Fleet: s.Config.Name, By: who.User + "@" + who.Host, Began: time.Now().UTC(),
-		Old: s.history.Current(), Base: o.Router.Weights, Policy: req.Policy, Rollback: rollback,
+		Old: s.history.Current(), Base: o.Router.Weights, Policy: req.Policy, Rollback: rollback, InFreeze: req.InFreeze, Hooks: s.Notify != nil,
 	}
 	p.New = Release{Spec: req.Spec, Group: GroupID{Fleet: p.Fleet, Slot: Blue, Deployment: p.ID}}
 	if p.Old != nil {
@@ -328,6 +335,7 @@ func (s *session) tend(ctx context.Context, anyway bool) error {
 	}
 	if r.State.Finished() {
 		s.tell(ctx, r) // where a kill came before the hooks were told
+		s.heard(ctx, r, true)
 		return nil
 	}
 	if !r.State.Resting() || !anyway && time.Now().Before(r.Deadline) {

@@ -1,10 +1,13 @@
 package fleet
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/rebake/rebake/internal/event"
 )
 
 // weekdays are the names of days in a Window, by time.Weekday.
@@ -40,6 +43,24 @@ func (w Window) times() (t [2]time.Time, err error) {
 		}
 	}
 	return t, nil
+}
+
+// frozen refuses a new deployment in a freeze, unless the request says why not.
+func (d *Deployer) frozen(ctx context.Context, req *Request) error {
+	w, until, frozen := Frozen(d.Config.Freeze, time.Now())
+	if !frozen {
+		req.InFreeze = ""
+		return nil
+	}
+	if req.InFreeze != "" {
+		event.Warnf(ctx, "deploying in a freeze (%s): %s", w, req.InFreeze)
+		return nil
+	}
+	end := "until " + until.Local().Format("Mon 2006-01-02 15:04 MST")
+	if until.IsZero() {
+		end = "with no end known"
+	}
+	return fmt.Errorf("%w %s by deploy.freeze (%s); wait, or say why not: `--override-freeze REASON`", ErrFrozen, end, w)
 }
 
 // round is how far ahead the end of a freeze is looked for: each window comes

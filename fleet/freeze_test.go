@@ -1,8 +1,10 @@
 package fleet_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 	_ "time/tzdata" // the test does not depend on the machine's; the program does
 
@@ -179,4 +181,44 @@ func TestWindowString(t *testing.T) {
 			t.Errorf("%q, want %q", got, want)
 		}
 	}
+}
+
+// A freeze holds back what would begin, and nothing else: a nightly that has
+// nothing to do is no error in it, and the way back is open.
+func TestAFreezeHoldsBackWhatWouldBegin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		deploy := func(image, why string) (fleet.Result, error) {
+			req := request(image)
+			req.InFreeze = why
+			return w.d.Deploy(t.Context(), req)
+		}
+		if res, err := deploy("1", "not needed"); err != nil || res.InFreeze != "" {
+			t.Fatal(res.InFreeze, err)
+		}
+		w.d.Config.Freeze = []fleet.Window{{From: "00:00", To: "00:00", Reason: "the holidays"}}
+		if res, err := deploy("1", ""); err != nil || !res.Unchanged {
+			t.Errorf("nothing to do: %v", err)
+		}
+		n := len(w.recs)
+		if _, err := deploy("2", ""); !errors.Is(err, fleet.ErrFrozen) || !strings.Contains(err.Error(), "the holidays") {
+			t.Errorf("another image: %v", err)
+		}
+		if len(w.recs) != n {
+			t.Error("what was refused is in the journal")
+		}
+		w.sound("1")
+		w.crashAt = n + 8
+		if _, _, killed := w.run(func() (fleet.Result, error) { return deploy("2", "a hole in TLS") }); !killed {
+			t.Fatal("it was not killed")
+		}
+		if res, err := deploy("2", ""); err != nil || res.InFreeze != "a hole in TLS" { // begun is begun
+			t.Fatal(res.InFreeze, err)
+		}
+		w.sound("2")
+		if _, err := w.d.Rollback(t.Context(), "it was not the hole"); err != nil {
+			t.Errorf("the way back: %v", err)
+		}
+		w.sound("1")
+	})
 }

@@ -10,7 +10,7 @@ type Stage string
 
 // The stages.
 const (
-	StageStart      Stage = "start"       // the plan is written, nothing was touched
+	StageStart      Stage = "start"       // the plan is written
 	StageTraffic    Stage = "traffic"     // the weights of a step were written
 	StagePaused     Stage = "paused"      // it waits for a person
 	StagePromoted   Stage = "promoted"    // all traffic is on the new slot, its last hold is over
@@ -54,7 +54,9 @@ type Notice struct {
 }
 
 // Notify delivers a Notice to every hook that asked for its stage. It is called
-// at least once for each stage of a deployment, again after a kill in between.
+// at least once for each stage of a deployment, again after a kill in between;
+// from one goroutine at a time, beside the deployment, which does not wait for it
+// before its end.
 type Notify func(ctx context.Context, n Notice) error
 
 // Window is a time in which no deployment may begin, as people say it: on these

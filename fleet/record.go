@@ -63,7 +63,9 @@ type Plan struct {
 	Base   map[Slot]int `json:"base"`          // weights that it found
 	Policy Policy       `json:"policy"`
 
-	Rollback bool `json:"rollback,omitempty"` // away from Old, by a human's word
+	Rollback bool   `json:"rollback,omitempty"`  // away from Old, by a human's word
+	InFreeze string `json:"in_freeze,omitempty"` // why it began in a freeze
+	Hooks    bool   `json:"hooks,omitempty"`     // hooks were there when it began: they are told of it
 }
 
 // Change is one traffic write.

@@ -19,10 +19,15 @@ const maxEvidence = 64 << 10
 // finish runs the loop until the deployment needs nothing more: it is done,
 // rolled back, blocked, or only keeps its old slot (unless wait).
 func (s *session) finish(ctx context.Context, r Record, wait bool) (Result, error) {
-	var err error
 	s.tell(ctx, &r)
+	err := s.loop(ctx, &r, wait)
+	s.heard(ctx, &r, true)
+	return Result{Record: r}, err
+}
+
+func (s *session) loop(ctx context.Context, r *Record, wait bool) (err error) {
 	for !r.State.Finished() && r.State != Blocked {
-		if r.State.Resting() && !wait && r.Abort == "" && time.Now().Before(r.Deadline) && s.settled(ctx, r) {
+		if r.State.Resting() && !wait && r.Abort == "" && time.Now().Before(r.Deadline) && s.settled(ctx, *r) {
 			what := "the old instances stay warm until %s: `rebake rollback %s` goes back at once"
 			if r.State == Quarantined {
 				what = "the failed instances stay for a look, without traffic, until %s (`rebake fleet logs %s`)"
@@ -31,22 +36,22 @@ func (s *session) finish(ctx context.Context, r Record, wait bool) (Result, erro
 			break
 		}
 		if r.State == Paused && r.Abort == "" && (r.Deadline.Equal(r.Since) || time.Now().Before(r.Deadline)) {
-			return Result{Record: r}, fmt.Errorf("%w at %d%%: `rebake deploy resume %s` goes on, `rebake deploy abort %s` goes back", ErrPaused, r.Policy.Steps[r.Step].Permille/10, r.Fleet, r.Fleet)
+			return fmt.Errorf("%w at %d%%: `rebake deploy resume %s` goes on, `rebake deploy abort %s` goes back", ErrPaused, r.Policy.Steps[r.Step].Permille/10, r.Fleet, r.Fleet)
 		}
-		r, err = event.Do(ctx, r.title(), func(ctx context.Context) (Record, error) { return s.stay(ctx, r, wait) })
-		*s.history.Last() = r
+		*r, err = event.Do(ctx, r.title(), func(ctx context.Context) (Record, error) { return s.stay(ctx, *r, wait) })
+		*s.history.Last() = *r
 		if err != nil {
-			return Result{Record: r}, err
+			return err
 		}
-		s.tell(ctx, &r)
+		s.tell(ctx, r)
 	}
 	switch r.State {
 	case RolledBack, Quarantined:
-		return Result{Record: r}, fmt.Errorf("%w: %s", ErrRolledBack, r.Reason)
+		return fmt.Errorf("%w: %s", ErrRolledBack, r.Reason)
 	case Blocked:
-		return Result{Record: r}, unfinished(r)
+		return unfinished(*r)
 	}
-	return Result{Record: r}, nil
+	return nil
 }
 
 // title names a state for a reader.
@@ -94,6 +99,7 @@ func (s *session) stay(ctx context.Context, r Record, wait bool) (Record, error)
 		if ctx.Err() != nil {
 			return r, context.Cause(ctx)
 		}
+		s.heard(ctx, &r, false)
 		o, err := s.observe(ctx)
 		if err != nil { // nobody knows what is there: nothing is touched
 			if ctx.Err() != nil {

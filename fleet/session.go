@@ -20,6 +20,7 @@ type session struct {
 	history History
 	epoch   int64 // of this session; 0 until it changes something
 	last    int64 // the highest that the journal knows
+	news    []*news
 }
 
 func (d *Deployer) session(ctx context.Context, f func(*session) (Result, error)) (res Result, err error) {
@@ -128,24 +129,64 @@ func (s *session) write(ctx context.Context, r *Record, kind string, a *Action, 
 	return nil
 }
 
-// tell tells the hooks of the stages that the deployment came to and they were
-// not told of. What was told is written down after it was told: a kill between
-// the two tells again.
+// news is a stage that the hooks are being told of.
+type news struct {
+	due
+	said chan struct{} // closed when they were told
+	err  error         // then
+}
+
+// tell begins to tell the hooks of the stages that the deployment came to and
+// they were not told of: beside the deployment, one after the other, so that a
+// hook that hangs delays neither the watch nor the way back. heard takes note.
 func (s *session) tell(ctx context.Context, r *Record) {
-	if s.Notify == nil || len(r.Told) == 0 && r.State != Planned { // it began before there were hooks
+	if s.Notify == nil || !r.Hooks {
 		return
 	}
 	for _, due := range r.stages() {
-		if slices.Contains(r.Told, due.key) || ctx.Err() != nil {
+		asked := slices.ContainsFunc(s.news, func(n *news) bool { return n.key == due.key })
+		if asked || slices.Contains(r.Told, due.key) || ctx.Err() != nil {
 			continue
 		}
-		if err := s.Notify(ctx, r.notice(due, time.Now())); err != nil {
-			event.Warnf(ctx, "hook of %s: %v", due.stage, err)
+		before := make(chan struct{})
+		if len(s.news) > 0 {
+			before = s.news[len(s.news)-1].said
+		} else {
+			close(before)
 		}
-		r.Told = append(slices.Clip(r.Told), due.key)
-		if err := s.append(ctx, kindTold, told{r.ID, due.key}); err != nil {
+		n, notice := &news{due: due, said: make(chan struct{})}, r.notice(due, time.Now())
+		s.news = append(s.news, n)
+		go func() {
+			<-before
+			n.err = s.Notify(ctx, notice)
+			close(n.said)
+		}()
+	}
+}
+
+// heard writes down of what the hooks were told, after it was: a kill between
+// the two tells again. all waits until nobody is being told anything.
+func (s *session) heard(ctx context.Context, r *Record, all bool) {
+	for len(s.news) > 0 {
+		n := s.news[0]
+		if !all {
+			select {
+			case <-n.said:
+			default:
+				return
+			}
+		}
+		<-n.said
+		s.news = s.news[1:]
+		if ctx.Err() != nil { // cut off: whoever goes on tells it
+			continue
+		}
+		if n.err != nil {
+			event.Warnf(ctx, "hook of %s: %v", n.stage, n.err)
+		}
+		r.Told = append(slices.Clip(r.Told), n.key)
+		if err := s.append(ctx, kindTold, told{r.ID, n.key}); err != nil {
 			event.Warnf(ctx, "write down that the hooks were told: %v", err)
-			return
 		}
 		*s.history.Last() = *r
 	}
@@ -167,8 +208,7 @@ func (r Record) stages() (all []due) {
 			add(StageTraffic, fmt.Sprintf("traffic %d", i), i)
 		}
 	}
-	// Not while the traffic is on its way back: nothing may delay that.
-	back := slices.Contains([]State{DrainingNew, DestroyNew, Quarantined, RolledBack}, r.State)
+	back := slices.Contains([]State{Restoring, DrainingNew, DestroyNew, Quarantined, RolledBack}, r.State)
 	switch {
 	case r.State == Paused:
 		add(StagePaused, fmt.Sprintf("paused %d", r.Step), r.Step)

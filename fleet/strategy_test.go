@@ -1,7 +1,6 @@
 package fleet_test
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -274,79 +273,6 @@ func TestAFailedSlotStaysInQuarantine(t *testing.T) {
 		}
 		w.sound("2")
 	})
-}
-
-// Hooks are told of each stage, once if nothing is killed, at least once if it is.
-func TestHooksAreToldOfEachStage(t *testing.T) {
-	for name, c := range map[string]struct {
-		image string
-		want  string
-	}{
-		"good": {"2", "start traffic traffic traffic promoted done"},
-		"bad":  {"bad", "start traffic traffic failed rolled-back"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			for n := 0; ; n++ {
-				killed := false
-				synctest.Test(t, func(t *testing.T) {
-					w := newWorld(t, map[artifact.Digest]fake.Behaviour{"sha256:bad": {Breaks: 1500 * time.Millisecond}})
-					if _, err := w.d.Deploy(t.Context(), request("1")); err != nil {
-						t.Fatal(err)
-					}
-					if err := w.d.Tend(t.Context(), true); err != nil {
-						t.Fatal(err)
-					}
-					var told []string
-					w.d.Notify = notes(&told)
-					req := request(c.image)
-					req.Wait = true
-					if n > 0 {
-						w.crashAt = len(w.recs) + n
-					}
-					_, _, killed = w.run(func() (fleet.Result, error) { return w.d.Deploy(t.Context(), req) })
-					if killed {
-						if _, err := w.d.Resume(t.Context(), true); err != nil && !errors.Is(err, fleet.ErrRolledBack) && !errors.Is(err, fleet.ErrNothing) {
-							t.Fatal(err)
-						}
-						if err := w.d.Tend(t.Context(), true); err != nil {
-							t.Fatal(err)
-						}
-					}
-					h, _ := fleet.Replay(w.recs)
-					if len(h) < 2 {
-						return // killed before there was a deployment
-					}
-					got := strings.Join(told, " ")
-					if killed {
-						got = strings.Join(dedupe(told), " ")
-					}
-					if want := c.want; got != want && got != strings.Join(dedupe(strings.Fields(want)), " ") {
-						t.Errorf("killed at %d: told %q, want %q", n, got, want)
-					}
-				})
-				if t.Failed() || n > 0 && !killed {
-					return
-				}
-			}
-		})
-	}
-}
-
-func notes(told *[]string) fleet.Notify {
-	return func(_ context.Context, n fleet.Notice) error {
-		*told = append(*told, string(n.Stage))
-		return errors.New("hooks may fail")
-	}
-}
-
-// dedupe leaves out what follows itself.
-func dedupe(all []string) (out []string) {
-	for _, s := range all {
-		if len(out) == 0 || out[len(out)-1] != s {
-			out = append(out, s)
-		}
-	}
-	return out
 }
 
 func TestOnlyTheApprovedPlanIsCarriedOut(t *testing.T) {

@@ -23,6 +23,7 @@ import (
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/builder"
 	"github.com/rebake/rebake/internal/atomicfile"
+	"github.com/rebake/rebake/internal/child"
 	"github.com/rebake/rebake/internal/event"
 	"github.com/rebake/rebake/internal/qemu"
 	"github.com/rebake/rebake/internal/qemu/bootdisk"
@@ -300,7 +301,7 @@ func runLogged(ctx context.Context, cmd *exec.Cmd) error {
 		}
 		_, _ = io.Copy(io.Discard, r)
 	}()
-	err := runBound(cmd)
+	err := child.Run(cmd)
 	w.Close()
 	<-done
 	if ctx.Err() != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/rebake/rebake/artifact/oci"
 	"github.com/rebake/rebake/internal/event"
 	"github.com/rebake/rebake/internal/pipeline"
+	"github.com/rebake/rebake/internal/spell"
 	"github.com/rebake/rebake/internal/state"
 	"github.com/rebake/rebake/internal/ui"
 	"github.com/urfave/cli/v2"
@@ -86,7 +87,7 @@ func didYouMean(commands []*cli.Command, name string) string {
 	for _, c := range commands {
 		names = append(names, c.Name)
 	}
-	if near := nearest(names, name); near != "" {
+	if near := spell.Nearest(name, names); near != "" {
 		return fmt.Sprintf("did you mean %q? ", near)
 	}
 	return ""
@@ -135,7 +136,7 @@ func onUsageError(c *cli.Context, err error, _ bool) error {
 		for _, f := range flags {
 			names = append(names, f.Names()[0])
 		}
-		if near := nearest(names, strings.TrimLeft(bad, "-")); near != "" {
+		if near := spell.Nearest(strings.TrimLeft(bad, "-"), names); near != "" {
 			hint = fmt.Sprintf("did you mean %q? ", "--"+near) + hint
 		}
 	}

@@ -120,35 +120,3 @@ func flagWidth(flags []cli.Flag, arg string) int {
 	}
 	return 1
 }
-
-// nearest is the name that a slip of the finger is away from name, or "": at most one
-// letter in three is another, missing or too many.
-func nearest(names []string, name string) string {
-	best, most := "", (len(name)+2)/3
-	for _, n := range names {
-		if d := distance(n, name); d <= most && (best == "" || d < distance(best, name)) {
-			best = n
-		}
-	}
-	return best
-}
-
-// distance counts the letters to change, add or take away (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal, row[j+1] = row[j+1], min(change, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
-}

@@ -61,9 +61,17 @@ func describePast(past []fleet.Past, heals []fleet.PastHeal) string {
 		if p.Rollback {
 			verdict += ", a rollback"
 		}
-		rows = append(rows, []string{when(p.Began), p.By, from, imageName(p.New.Spec.Image), verdict, took(p.ToAll), took(p.ToEnd), steps(p.Record), p.Reason})
+		rows = append(rows, []string{when(p.Began), p.By, from, imageName(p.New.Spec.Image), verdict, took(p.ToAll), took(p.ToEnd), steps(p.Record), because(p.Record)})
 	}
 	return ui.Table(rows)
+}
+
+// because is why a deployment ended as it did, and why it was not to wait.
+func because(r fleet.Record) string {
+	if r.InFreeze == "" {
+		return r.Reason
+	}
+	return strings.TrimSuffix("in a freeze: "+r.InFreeze+"; "+r.Reason, "; ")
 }
 
 func imageName(i artifact.Image) string { return i.Name + ":" + i.Version }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/rebake/rebake/fleet"
+	"github.com/rebake/rebake/internal/spell"
 )
 
 // Timeout is that of a hook which names none.
@@ -33,7 +34,11 @@ var Stages = []fleet.Stage{
 func Check(h fleet.Hook) error {
 	for _, on := range h.On {
 		if !slices.Contains(Stages, on) {
-			return fmt.Errorf("on: %q is no stage, did you mean %q? There are %s", on, nearest(string(on)), list())
+			hint := ""
+			if near := spell.Nearest(string(on), words()); near != "" {
+				hint = fmt.Sprintf(", did you mean %q?", near)
+			}
+			return fmt.Errorf("on: %q is no stage%s There are %s", on, cmp.Or(hint, "."), strings.Join(words(), ", "))
 		}
 	}
 	switch {
@@ -58,39 +63,12 @@ func Check(h fleet.Hook) error {
 	return nil
 }
 
-func list() string {
-	words := make([]string, len(Stages))
+func words() []string {
+	all := make([]string, len(Stages))
 	for i, s := range Stages {
-		words[i] = string(s)
+		all[i] = string(s)
 	}
-	return strings.Join(words, ", ")
-}
-
-// nearest is the stage that takes the fewest changed letters.
-func nearest(word string) fleet.Stage {
-	return slices.MinFunc(Stages, func(a, b fleet.Stage) int {
-		return cmp.Compare(distance(word, string(a)), distance(word, string(b)))
-	})
-}
-
-// distance counts the letters to change, add or take away.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		corner := row[0]
-		row[0]++
-		for j := range len(b) {
-			change := corner
-			if a[i] != b[j] {
-				change++
-			}
-			corner, row[j+1] = row[j+1], min(change, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
+	return all
 }
 
 // Notify delivers to these hooks. Programs run in dir.

@@ -10,15 +10,13 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
-	"syscall"
-	"time"
 
 	"github.com/rebake/rebake/fleet"
+	"github.com/rebake/rebake/internal/child"
 	"github.com/rebake/rebake/internal/event"
 )
 
-// run starts a program in a process group of its own, which is killed whole
-// when ctx ends. What it leaves in the background when it ends well may stay.
+// run runs a program, which is killed with all that it started when ctx ends.
 func run(ctx context.Context, args []string, dir string, n fleet.Notice, body []byte) error {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = dir
@@ -28,10 +26,7 @@ func run(ctx context.Context, args []string, dir string, n fleet.Notice, body []
 	var said tail
 	told := event.Writer(event.Tee(ctx, said.keep)) // what is kept is redacted too
 	cmd.Stdout, cmd.Stderr = told, told
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second // for children that keep its output open
-	err := cmd.Run()
+	err := child.RunGroup(cmd)
 	_ = told.Close()
 	var exit *exec.ExitError
 	switch {

@@ -36,16 +36,7 @@ func Deploy(ctx context.Context, env Env, tpl *template.Template, img artifact.I
 	if err != nil {
 		return fleet.Result{}, err
 	}
-	if w, until, frozen := fleet.Frozen(d.Config.Freeze, env.clock()); frozen && o.OverrideFreeze == "" {
-		end := "until " + until.Local().Format("Mon 2006-01-02 15:04 MST")
-		if until.IsZero() {
-			end = "with no end known"
-		}
-		return fleet.Result{}, fmt.Errorf("%w %s by deploy.freeze (%s); wait, or say why not: `--override-freeze REASON`", ErrFrozen, end, w)
-	} else if frozen {
-		event.Warnf(ctx, "deploying in a freeze (%s): %s", w, o.OverrideFreeze)
-	}
-	req.Force, req.Wait, req.Approve = o.Force, o.Wait, o.Approve
+	req.Force, req.Wait, req.Approve, req.InFreeze = o.Force, o.Wait, o.Approve, o.OverrideFreeze
 	res, err := d.Deploy(ctx, req)
 	return res, outcome(err)
 }
@@ -186,9 +177,6 @@ func gateOf(g template.Gate) fleet.Gate {
 	}
 	return out
 }
-
-// ErrFrozen is a deployment in a time in which none may begin.
-var ErrFrozen = errors.New("deployments are frozen")
 
 // sameAddress refuses a change of the parts that a swap cannot carry over.
 func sameAddress(old, cfg fleet.Config) error {

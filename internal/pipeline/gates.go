@@ -17,13 +17,13 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 	"unicode"
 
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/internal/check"
+	"github.com/rebake/rebake/internal/child"
 	"github.com/rebake/rebake/internal/event"
 	"github.com/rebake/rebake/internal/ssh"
 	"github.com/rebake/rebake/internal/template"
@@ -85,10 +85,7 @@ func askCommand(ctx context.Context, dir string, q fleet.Question) (fleet.Verdic
 	}
 	cmd.Env = append(os.Environ(), commandEnv(q)...)
 	cmd.Stdout, cmd.Stderr = told, told
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second // what it left running may keep its output open
-	err := cmd.Run()
+	err := child.RunGroup(cmd)
 	if errors.Is(err, exec.ErrWaitDelay) {
 		err = nil
 	}

@@ -5,7 +5,8 @@ import (
 	"sort"
 	"strings"
 	"unicode"
-	"unicode/utf8"
+
+	"github.com/rebake/rebake/internal/spell"
 )
 
 // Error is anything wrong with a template or a variable. Error() is several
@@ -77,49 +78,10 @@ func choices(what, word string, valid []string) string {
 	if len(valid) == 0 {
 		return ""
 	}
-	if n := nearest(word, valid); n != "" {
+	if n := spell.Nearest(word, valid); n != "" {
 		return fmt.Sprintf("did you mean %q?", n)
 	}
 	valid = append([]string(nil), valid...)
 	sort.Strings(valid)
 	return "valid " + what + ": " + strings.Join(valid, ", ")
-}
-
-// nearest is the valid word that was probably meant, or "".
-func nearest(word string, valid []string) string {
-	if len(word) > 100 {
-		return ""
-	}
-	best, at := "", max(2, utf8.RuneCountInString(word)/3)+1
-	for _, v := range valid {
-		d := distance(strings.ToLower(word), v)
-		if d < at || d == at && best != "" && v < best {
-			best, at = v, d
-		}
-	}
-	if at >= utf8.RuneCountInString(word) { // nothing of it is left
-		return ""
-	}
-	return best
-}
-
-// distance is Levenshtein's.
-func distance(a, b string) int {
-	ra, rb := []rune(a), []rune(b)
-	row := make([]int, len(rb)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i, x := range ra {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j, y := range rb {
-			cost := diagonal
-			if x != y {
-				cost = 1 + min(diagonal, row[j], row[j+1])
-			}
-			diagonal, row[j+1] = row[j+1], cost
-		}
-	}
-	return row[len(rb)]
 }

@@ -1,4 +1,4 @@
-package qemu
+package child
 
 import (
 	"os/exec"
@@ -6,9 +6,8 @@ import (
 	"syscall"
 )
 
-// runBound runs a tool that does not outlive this process. The signal comes
-// with the end of the thread that started it, so that thread is held.
-func runBound(cmd *exec.Cmd) error {
+// bound holds the thread that starts the program: the signal comes with its end.
+func bound(cmd *exec.Cmd) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if cmd.SysProcAttr == nil {
