@@ -60,7 +60,7 @@ func (w *world) bakes(want, text string, o pipeline.BakeOptions) artifact.Image 
 	return img
 }
 
-// inventory is type, mode, link target and digest of every file of an image, by
+// inventory is type, mode, owner, link target and digest of every file of an image, by
 // path. Left out is what is each machine's own: SSH keys, and the end of the
 // build's public key in the record of the seal.
 func (w *world) inventory(img artifact.Image) map[string]string {
@@ -88,7 +88,7 @@ func (w *world) inventory(img artifact.Image) map[string]string {
 			w.t.Fatal(err)
 		}
 		if !strings.HasPrefix(h.Name, "etc/ssh/ssh_host_") && h.Name != "var/lib/rebake/seal" {
-			all[h.Name] = fmt.Sprintf("%c %04o %s %s", h.Typeflag, h.Mode, h.Linkname, hex.EncodeToString(sum.Sum(nil)[:8]))
+			all[h.Name] = fmt.Sprintf("%c %04o %d %s %s", h.Typeflag, h.Mode, h.Uid, h.Linkname, hex.EncodeToString(sum.Sum(nil)[:8]))
 		}
 	}
 }

@@ -26,6 +26,8 @@ const secretValue = "s3cr3t-t0ken"
 type project struct {
 	r     *rand.Rand
 	dir   string
+	motd  string // a file of the base: another one is another base
+	keeps string // one more item of the seal that is left out
 	steps []string
 	next  int
 }
@@ -51,7 +53,7 @@ func (p *project) step() string {
 	}
 	switch p.r.IntN(6) {
 	case 0:
-		return fmt.Sprintf(`file: {source: src/, destination: /srv/%s}`, p.pick("tree", "other"))
+		return fmt.Sprintf(`file: {source: src/, destination: /srv/%s%s}`, p.pick("tree", "other"), p.pick("", ", mode: \"0640\""))
 	case 1:
 		return fmt.Sprintf(`file: {content: "%d\n", destination: /srv/tree/x}`, p.next)
 	}
@@ -60,8 +62,8 @@ func (p *project) step() string {
 }
 
 func (p *project) text() string {
-	return fmt.Sprintf("name: web\nvariables: {release: {default: \"1\"}, token: {default: %s, sensitive: true}}\nbuild: {fake: {}, spare: {kind: fake}}\nprovision:\n  - %s\n%s",
-		secretValue, strings.Join(p.steps, "\n  - "), sealQuickly)
+	return fmt.Sprintf("name: web\nvariables: {release: {default: \"1\"}, token: {default: %s, sensitive: true}}\nbuild: {fake: {motd: %q}, spare: {kind: fake}}\nprovision:\n  - %s\n%s",
+		secretValue, p.motd, strings.Join(p.steps, "\n  - "), strings.Replace(sealQuickly, "[", "["+p.keeps, 1))
 }
 
 func (p *project) write(t *testing.T, name, data string) {
@@ -79,7 +81,7 @@ func (p *project) write(t *testing.T, name, data string) {
 func (p *project) edit(t *testing.T) (what string) {
 	t.Helper()
 	i := p.r.IntN(len(p.steps))
-	what = p.pick("insert", "change", "change", "delete", "swap", "byte", "mode", "name")
+	what = p.pick("insert", "change", "change", "delete", "swap", "byte", "mode", "name", "base", "seal")
 	switch src := filepath.Join(p.dir, "src"); what {
 	case "insert":
 		p.steps = slices.Insert(p.steps, i, p.step())
@@ -98,6 +100,10 @@ func (p *project) edit(t *testing.T) (what string) {
 		if err := os.Chmod(filepath.Join(src, "page"), os.FileMode(p.r.IntN(2)*0o111+0o644)); err != nil {
 			t.Fatal(err)
 		}
+	case "base":
+		p.motd = p.pick("", "one", "two")
+	case "seal":
+		p.keeps = p.pick("", "logs, ") // machine-id and hostname are each machine's own
 	case "name":
 		p.write(t, "src/new"+strconv.Itoa(p.r.IntN(100)), "new")
 	}
