@@ -171,3 +171,27 @@ func TestABaselineOfTheOldImageComesAndGoes(t *testing.T) {
 		w.sound("2")
 	})
 }
+
+// No traffic is no success, but in a fleet's first deployment there is none, and
+// nothing to go back to.
+func TestWithoutTrafficOnlyAFirstDeploymentGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		deploy := func(version string) (fleet.Result, error) {
+			req := request(version)
+			req.Policy.MaxHold = 20 * time.Second
+			req.Policy.Gates = []fleet.Gate{{ErrorRate: &fleet.ErrorRateGate{Max: 0.01}}}
+			return w.d.Deploy(t.Context(), req)
+		}
+		began := time.Now()
+		res, err := deploy("1")
+		if err != nil || !strings.Contains(res.Waived, "0 requests") || time.Since(began) > 10*time.Second {
+			t.Errorf("the first: waived %q after %s, %v", res.Waived, time.Since(began), err)
+		}
+		w.sound("1")
+		if res, err := deploy("2"); !errors.Is(err, fleet.ErrRolledBack) || !strings.Contains(res.Reason, "inconclusive after 20s") {
+			t.Errorf("the second: %q, %v", res.Reason, err)
+		}
+		w.sound("1")
+	})
+}

@@ -217,6 +217,9 @@ func (r Record) hold(at view, p Policy, now time.Time) (Record, Action) {
 	case !r.Sick.IsZero():
 		return r, wait("%s to be healthy again: %s", at.sickName, at.sickCheck)
 	}
+	if verdict == Inconclusive && r.Old == nil { // nobody is served yet, and there is nothing to go back to
+		r.Waived, verdict = "inconclusive in the fleet's first deployment: "+why, Pass
+	}
 	if verdict == Pass {
 		switch verdict, why = r.asked(p, r.Step); {
 		case verdict == Fail:

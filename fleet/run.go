@@ -119,6 +119,9 @@ func (s *session) stay(ctx context.Context, r Record, wait bool) (Record, error)
 		lost = time.Time{}
 		next, act := Next(r, o, r.Policy, time.Now())
 		changed := next.State != r.State || next.Drained != r.Drained || next.Sick != r.Sick || next.WantOld != r.WantOld || next.WantNew != r.WantNew
+		if next.Waived != r.Waived {
+			event.Warnf(ctx, "%s", next.Waived)
+		}
 		r = next
 		if changed {
 			if err := s.write(ctx, &r, kindState, nil, nil); err != nil {

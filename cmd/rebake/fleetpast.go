@@ -66,12 +66,19 @@ func describePast(past []fleet.Past, heals []fleet.PastHeal) string {
 	return ui.Table(rows)
 }
 
-// because is why a deployment ended as it did, and why it was not to wait.
+// because is why a deployment ended as it did, and what was let pass.
 func because(r fleet.Record) string {
-	if r.InFreeze == "" {
-		return r.Reason
+	var parts []string
+	if r.InFreeze != "" {
+		parts = append(parts, "in a freeze: "+r.InFreeze)
 	}
-	return strings.TrimSuffix("in a freeze: "+r.InFreeze+"; "+r.Reason, "; ")
+	if r.Waived != "" {
+		parts = append(parts, "waived: "+r.Waived)
+	}
+	if r.Reason != "" {
+		parts = append(parts, r.Reason)
+	}
+	return strings.Join(parts, "; ")
 }
 
 func imageName(i artifact.Image) string { return i.Name + ":" + i.Version }

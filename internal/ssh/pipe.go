@@ -26,8 +26,8 @@ func (c *Client) worthPiping(list []entry) bool {
 // opened is the part of the guest's script that finds the port and reads until
 // the mark: what comes before is the rest of an upload that was cut off. Until
 // the guest's driver knows that somebody is at the other end, a read says end of
-// file.
-const opened = `P=; for d in /sys/class/virtio-ports/*; do [ "$(cat "$d/name" 2>/dev/null)" = %[1]s ] && P=/dev/${d##*/}; done
+// file. What the shell can do itself, it does: a process costs an emulated guest 20 ms.
+const opened = `P=; for d in /sys/class/virtio-ports/*; do IFS= read -r N 2>/dev/null <"$d/name" && [ "$N" = %[1]s ] && P=/dev/${d##*/}; done
 [ -c "$P" ] && command -v tar >/dev/null 2>&1 && command -v head >/dev/null 2>&1 || exit %[3]d
 umask 022; mkdir -p "$D" && cd "$D" || exit
 exec 3<"$P" || exit %[3]d
