@@ -134,7 +134,7 @@ func (s *session) verify(ctx context.Context, r *Record, o Observation, step int
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		f = Finding{Gate: g.Name, Verdict: v, Detail: oneLine(detail), At: time.Now(), Step: step, Errors: f.Errors}
+		f = Finding{Gate: g.Name, Verdict: v, Detail: oneLine(detail), At: s.now(), Step: step, Errors: f.Errors}
 		if err != nil {
 			f.Verdict, f.Detail, f.Errors = Error, oneLine(err.Error()), f.Errors+1
 			event.Warnf(ctx, "gate %s could not be asked: %v", g.Name, err)

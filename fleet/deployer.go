@@ -41,6 +41,10 @@ type Deployer struct {
 	Ask      Ask           // the gates that are not judged from counters; nil: there are none
 	Notify   Notify        // nil: nobody is told
 	Poll     time.Duration // between looks; default 50ms
+	// Now and Sleep are the time that deployments go by, nil: the time package's.
+	// A rehearsal has a clock of its own.
+	Now   func() time.Time
+	Sleep func(context.Context, time.Duration)
 
 	open func() (log, player, error)            // tests: another journal
 	take func(dir string) (func() error, error) // tests: another lock
@@ -149,7 +153,7 @@ func (d *Deployer) Resume(ctx context.Context, wait bool) (Result, error) {
 			if err != nil {
 				return Result{Record: *r}, err
 			}
-			next, _ := r.proceed(look(*r, o), r.Policy, time.Now())
+			next, _ := r.proceed(look(*r, o), r.Policy, d.now())
 			if err := s.write(ctx, &next, kindState, nil, nil); err != nil {
 				return Result{Record: *r}, err
 			}
@@ -205,7 +209,7 @@ func (d *Deployer) Tend(ctx context.Context, now bool) error {
 			if r.State.Proven() {
 				return s.finish(ctx, *r, true)
 			}
-			if over := !r.Deadline.Equal(r.Since) && !time.Now().Before(r.Deadline); r.State == Paused && over {
+			if over := !r.Deadline.Equal(r.Since) && !d.now().Before(r.Deadline); r.State == Paused && over {
 				res, err := s.finish(ctx, *r, true)
 				if errors.Is(err, ErrRolledBack) {
 					event.Warnf(ctx, "fleet %s: %v", r.Fleet, err)
@@ -305,7 +309,7 @@ func (s *session) start(ctx context.Context, req Request, rollback bool) (Result
 	}
 	who := me()
 	p := Plan{
-		ID: ulid.Make().String(), Fleet: s.Config.Name, By: who.User + "@" + who.Host, Began: time.Now().UTC(),
+		ID: ulid.Make().String(), Fleet: s.Config.Name, By: who.User + "@" + who.Host, Began: s.now().UTC(),
 		Old: s.history.Current(), Base: o.Router.Weights, Policy: req.Policy, Rollback: rollback, InFreeze: req.InFreeze, Hooks: s.Notify != nil,
 	}
 	p.New = Release{Spec: req.Spec, Group: GroupID{Fleet: p.Fleet, Slot: Blue, Deployment: p.ID}}
@@ -321,7 +325,7 @@ func (s *session) start(ctx context.Context, req Request, rollback bool) (Result
 	if err := s.append(ctx, kindPlan, p); err != nil {
 		return Result{}, err
 	}
-	r := begin(p, time.Now())
+	r := begin(p, s.now())
 	s.history = append(s.history, r)
 	return s.finish(ctx, r, req.Wait)
 }
@@ -338,11 +342,11 @@ func (s *session) tend(ctx context.Context, anyway bool) error {
 		s.heard(ctx, r, true)
 		return nil
 	}
-	if !r.State.Resting() || !anyway && time.Now().Before(r.Deadline) {
+	if !r.State.Resting() || !anyway && s.now().Before(r.Deadline) {
 		return nil
 	}
 	if anyway {
-		r.Deadline = time.Now()
+		r.Deadline = s.now()
 	}
 	quarantined := r.State == Quarantined
 	_, err := s.finish(ctx, *r, true)
@@ -365,7 +369,7 @@ func (s *session) back(ctx context.Context, r Record, reason string) (Result, er
 			return Result{Record: r}, err
 		}
 		s.accept(&r, o)
-		r, _ = r.goBack(look(r, o), r.Policy, time.Now(), orWord(r.Reason, reason))
+		r, _ = r.goBack(look(r, o), r.Policy, s.now(), orWord(r.Reason, reason))
 	case stopped.Proven():
 		return Result{Record: r}, fmt.Errorf("%w: the deployment is committed; `rebake deploy resume %s` finishes it, then `rebake rollback %s` goes back", ErrUnfinished, r.Fleet, r.Fleet)
 	case stopped.Undoable():
@@ -390,7 +394,7 @@ func (s *session) unblock(ctx context.Context, r *Record) error {
 	}
 	s.accept(r, o)
 	p := r.Policy
-	next, _ := r.enter(r.Stopped, time.Now(), map[State]time.Duration{
+	next, _ := r.enter(r.Stopped, s.now(), map[State]time.Duration{
 		Planned: p.Drain, Provisioning: p.Launch, Warming: p.Within, Verifying: p.Verify, Shifting: p.Restore, Holding: p.Steps[r.Step].Hold,
 		Baking: p.KeepOld, Retiring: p.Drain, Restoring: p.Restore, DrainingNew: p.Drain, DestroyNew: p.Launch,
 		Shrinking: p.Drain, Paused: p.Steps[r.Step].PauseFor,
@@ -404,7 +408,7 @@ func (s *session) unblock(ctx context.Context, r *Record) error {
 // accept takes the router's weights as right: a human looked.
 func (s *session) accept(r *Record, o Observation) {
 	if !same(o.Router.Weights, r.Live()) {
-		r.Weights = append(r.Weights, Change{Time: time.Now().UTC(), Weights: o.Router.Weights, Found: true})
+		r.Weights = append(r.Weights, Change{Time: s.now().UTC(), Weights: o.Router.Weights, Found: true})
 	}
 	r.Pending = nil
 }
@@ -434,9 +438,9 @@ func (s *session) giveUp(ctx context.Context, r Record) error {
 		if err := s.Router.SetWeights(ctx, want); err != nil {
 			return err
 		}
-		r.Pending, r.Weights = nil, append(r.Weights, Change{Time: time.Now().UTC(), Weights: want})
+		r.Pending, r.Weights = nil, append(r.Weights, Change{Time: s.now().UTC(), Weights: want})
 	}
-	r, _ = r.enter(RolledBack, time.Now(), 0)
+	r, _ = r.enter(RolledBack, s.now(), 0)
 	return s.write(ctx, &r, kindState, nil, nil)
 }
 

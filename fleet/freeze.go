@@ -47,7 +47,7 @@ func (w Window) times() (t [2]time.Time, err error) {
 
 // frozen refuses a new deployment in a freeze, unless the request says why not.
 func (d *Deployer) frozen(ctx context.Context, req *Request) error {
-	w, until, frozen := Frozen(d.Config.Freeze, time.Now())
+	w, until, frozen := Frozen(d.Config.Freeze, d.now())
 	if !frozen {
 		req.InFreeze = ""
 		return nil

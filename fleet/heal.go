@@ -128,7 +128,7 @@ func (h *healer) run(ctx context.Context) error {
 
 // look observes, and goes on trying for a while if nobody answers.
 func (h *healer) look(ctx context.Context) (Observation, error) {
-	for began := time.Now(); ; {
+	for began := h.now(); ; {
 		o, err := h.observe(ctx)
 		if err == nil {
 			return o, nil
@@ -136,7 +136,7 @@ func (h *healer) look(ctx context.Context) (Observation, error) {
 		if ctx.Err() != nil {
 			return o, context.Cause(ctx)
 		}
-		if time.Since(began) >= blind {
+		if h.now().Sub(began) >= blind {
 			return o, err
 		}
 		h.pause(ctx, 10)
@@ -184,11 +184,11 @@ func (h *healer) whole(ctx context.Context, g GroupID, size int) error {
 				event.Warnf(ctx, "%v", err)
 				h.pause(ctx, 1<<failures)
 			}
-			until = time.Now().Add(h.policy.Within)
+			until = h.now().Add(h.policy.Within)
 			continue
 		}
 		if until.IsZero() {
-			until = time.Now().Add(h.policy.Within)
+			until = h.now().Add(h.policy.Within)
 		}
 		next, what, err := h.admit(ctx, o, g, in)
 		switch {
@@ -196,7 +196,7 @@ func (h *healer) whole(ctx context.Context, g GroupID, size int) error {
 			return err
 		case next == again:
 			continue
-		case !time.Now().Before(until):
+		case !h.now().Before(until):
 			return fmt.Errorf("%w: %s did not become healthy within %s: router sees %s; it gets no traffic, the others serve as before: see `rebake fleet logs %s %s`",
 				ErrUnhealthy, next, h.policy.Within, what, h.cur.Group.Fleet, next)
 		}
@@ -375,7 +375,7 @@ func (h *healer) takeOut(ctx context.Context, o Observation, g GroupID, ids ...s
 	if err := h.Router.Drain(ctx, h.slot(), ids...); err != nil {
 		return fmt.Errorf("drain %v: %w", ids, err)
 	}
-	for until, told := time.Now().Add(h.policy.Drain), 0; ; {
+	for until, told := h.now().Add(h.policy.Drain), 0; ; {
 		o, err := h.look(ctx)
 		if err != nil {
 			return err
@@ -386,7 +386,7 @@ func (h *healer) takeOut(ctx context.Context, o Observation, g GroupID, ids ...s
 				inFlight, there = inFlight+m.InFlight, true
 			}
 		}
-		late := !time.Now().Before(until)
+		late := !h.now().Before(until)
 		switch left := h.without(o, ids...); {
 		case !there:
 			return nil

@@ -168,7 +168,8 @@ func TestHealWithFaults(t *testing.T) {
 			if n > 1 {
 				w.kill(ids[0])
 			}
-			w.rnd, w.faults = rand.New(rand.NewPCG(seed, 1)), true
+			w.rnd = rand.New(rand.NewPCG(seed, 1))
+			w.inject(seed)
 			stop := w.traffic()
 			var err error
 			for range 100 {
@@ -177,7 +178,7 @@ func TestHealWithFaults(t *testing.T) {
 					break
 				}
 			}
-			w.faults = false
+			w.faulty(false)
 			if err != nil {
 				t.Errorf("seed %d: %v", seed, err)
 			}

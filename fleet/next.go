@@ -10,6 +10,7 @@ import (
 // Who calls it writes the record down, checks the action with Check, does it,
 // and asks again. A deployment that was cut off anywhere goes on by asking.
 func Next(r Record, o Observation, p Policy, now time.Time) (Record, Action) {
+	r = r.rewound(now)
 	at, late := look(r, o), !now.Before(r.Deadline)
 	if r.Abort != "" && r.State.Undoable() {
 		return r.goBack(at, p, now, r.Abort)
@@ -195,6 +196,7 @@ func Next(r Record, o Observation, p Policy, now time.Time) (Record, Action) {
 // hold watches the new slot under its share of the traffic: the health checks,
 // what the counters say, then the gates that are asked.
 func (r Record) hold(at view, p Policy, now time.Time) (Record, Action) {
+	r = r.watched(now)
 	step, late := p.Steps[r.Step], !now.Before(r.Deadline)
 	last := r.Step == len(p.Steps)-1 && !r.rolling()
 	if last && r.Drained.IsZero() && at.oldInFlight == 0 {

@@ -27,7 +27,7 @@ func (s *session) finish(ctx context.Context, r Record, wait bool) (Result, erro
 
 func (s *session) loop(ctx context.Context, r *Record, wait bool) (err error) {
 	for !r.State.Finished() && r.State != Blocked {
-		if r.State.Resting() && !wait && r.Abort == "" && time.Now().Before(r.Deadline) && s.settled(ctx, *r) {
+		if r.State.Resting() && !wait && r.Abort == "" && s.now().Before(r.Deadline) && s.settled(ctx, *r) {
 			what := "the old instances stay warm until %s: `rebake rollback %s` goes back at once"
 			if r.State == Quarantined {
 				what = "the failed instances stay for a look, without traffic, until %s (`rebake fleet logs %s`)"
@@ -35,7 +35,7 @@ func (s *session) loop(ctx context.Context, r *Record, wait bool) (err error) {
 			event.Infof(ctx, what, r.Deadline.Local().Format("15:04:05"), r.Fleet)
 			break
 		}
-		if r.State == Paused && r.Abort == "" && (r.Deadline.Equal(r.Since) || time.Now().Before(r.Deadline)) {
+		if r.State == Paused && r.Abort == "" && (r.Deadline.Equal(r.Since) || s.now().Before(r.Deadline)) {
 			return fmt.Errorf("%w at %d%%: `rebake deploy resume %s` goes on, `rebake deploy abort %s` goes back", ErrPaused, r.Policy.Steps[r.Step].Permille/10, r.Fleet, r.Fleet)
 		}
 		*r, err = event.Do(ctx, r.title(), func(ctx context.Context) (Record, error) { return s.stay(ctx, *r, wait) })
@@ -106,18 +106,18 @@ func (s *session) stay(ctx context.Context, r Record, wait bool) (Record, error)
 				return r, context.Cause(ctx)
 			}
 			if lost.IsZero() {
-				lost = time.Now()
+				lost = s.now()
 				event.Warnf(ctx, "%v; trying again for %s", err, blind)
 			}
-			if time.Since(lost) >= blind {
-				r, _ = r.block(time.Now(), "%v for %s", err, blind)
+			if s.now().Sub(lost) >= blind {
+				r, _ = r.block(s.now(), "%v for %s", err, blind)
 				return r, s.write(ctx, &r, kindState, nil, nil)
 			}
 			s.pause(ctx, 10)
 			continue
 		}
 		lost = time.Time{}
-		next, act := Next(r, o, r.Policy, time.Now())
+		next, act := Next(r, o, r.Policy, s.now())
 		changed := next.State != r.State || next.Drained != r.Drained || next.Sick != r.Sick || next.WantOld != r.WantOld || next.WantNew != r.WantNew
 		if next.Waived != r.Waived {
 			event.Warnf(ctx, "%s", next.Waived)
@@ -154,8 +154,8 @@ func (s *session) stay(ctx context.Context, r Record, wait bool) (Record, error)
 // act does one action: checked, its intent written before it, its effect after.
 // What the pool or the router refuses is kept in the record for Next to judge.
 func (s *session) act(ctx context.Context, r Record, o Observation, a Action) (Record, error) {
-	if err := Check(r, o, a, time.Now()); err != nil {
-		r, _ = r.block(time.Now(), "%v", err)
+	if err := Check(r, o, a, s.now()); err != nil {
+		r, _ = r.block(s.now(), "%v", err)
 		return r, s.write(ctx, &r, kindState, nil, nil)
 	}
 	if a.Op == Weigh {
@@ -185,7 +185,7 @@ func (s *session) act(ctx context.Context, r Record, o Observation, a Action) (R
 }
 
 func (s *session) do(ctx context.Context, r *Record, o Observation, a Action) error {
-	if left := time.Until(r.Deadline); left > 0 { // a call may not outlast its state by much
+	if left := r.Deadline.Sub(s.now()); left > 0 { // a call may not outlast its state by much
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, left+5*time.Second)
 		defer cancel()
@@ -214,7 +214,7 @@ func (s *session) do(ctx context.Context, r *Record, o Observation, a Action) er
 		if err := s.Router.SetWeights(ctx, a.Weights); err != nil {
 			return err
 		}
-		r.Pending, r.Weights = nil, append(r.Weights, Change{Time: time.Now().UTC(), Weights: a.Weights})
+		r.Pending, r.Weights = nil, append(r.Weights, Change{Time: s.now().UTC(), Weights: a.Weights})
 	case Drain:
 		return s.Router.Drain(ctx, a.Slot, a.Names...)
 	case Detach:
@@ -271,6 +271,10 @@ func (s *session) pause(ctx context.Context, times int) {
 	if poll <= 0 {
 		poll = 50 * time.Millisecond
 	}
+	if s.Sleep != nil {
+		s.Sleep(ctx, time.Duration(times)*poll)
+		return
+	}
 	t := time.NewTimer(time.Duration(times) * poll)
 	defer t.Stop()
 	select {
@@ -285,7 +289,7 @@ func (s *session) settled(ctx context.Context, r Record) bool {
 	if err != nil {
 		return true // whoever comes next looks again
 	}
-	_, act := Next(r, o, r.Policy, time.Now())
+	_, act := Next(r, o, r.Policy, s.now())
 	return act.Op == Wait
 }
 

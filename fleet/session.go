@@ -154,7 +154,7 @@ func (s *session) tell(ctx context.Context, r *Record) {
 		} else {
 			close(before)
 		}
-		n, notice := &news{due: due, said: make(chan struct{})}, r.notice(due, time.Now())
+		n, notice := &news{due: due, said: make(chan struct{})}, r.notice(due, s.now())
 		s.news = append(s.news, n)
 		go func() {
 			<-before

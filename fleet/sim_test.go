@@ -94,7 +94,7 @@ func simulate(t *testing.T, seed uint64, loud bool) *world {
 		t.Fatal(err)
 	}
 	images := []string{"good", "better", "slow", "never", "500", "dies", "breaks", "flaps"}
-	w.faults = true
+	w.inject(seed)
 	for range 2 + w.rnd.IntN(5) {
 		if w.rnd.IntN(2) == 0 {
 			w.crashAt = len(w.recs) + 1 + w.rnd.IntN(40)
@@ -150,7 +150,7 @@ func simulate(t *testing.T, seed uint64, loud bool) *world {
 		time.Sleep(time.Duration(w.rnd.IntN(5000)) * time.Millisecond)
 	}
 	time.Sleep(5 * time.Second) // until the last mischief is over
-	w.faults = false
+	w.faulty(false)
 	h := w.past.History
 	if h.Unfinished() != nil && h.Last().State != fleet.Blocked {
 		_, err := w.d.Resume(ctx, true)

@@ -1,4 +1,4 @@
-package fake_test
+package model_test
 
 import (
 	"errors"
@@ -8,13 +8,13 @@ import (
 
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/fleet"
+	"github.com/rebake/rebake/internal/model"
 	"github.com/rebake/rebake/test/conformance"
-	"github.com/rebake/rebake/test/fake"
 )
 
 func TestPool(t *testing.T) {
 	conformance.Pool(t, func(t *testing.T) conformance.PoolWorld {
-		p := &fake.Pool{}
+		p := &model.Pool{}
 		return conformance.PoolWorld{
 			Pool: p, Spec: fleet.Spec{Image: artifact.Image{Digest: "sha256:a"}, Size: 2, Ports: []int{80, 22}},
 			Kill: func(t *testing.T, i fleet.Instance) {
@@ -36,7 +36,7 @@ func TestPool(t *testing.T) {
 func TestRouter(t *testing.T) {
 	conformance.Router(t, func(t *testing.T) conformance.RouterWorld {
 		status, addrs := map[string]int{}, map[string]string{}
-		r := &fake.Router{Every: 1e7, Check: func(addr string) string {
+		r := &model.Router{Every: 1e7, Check: func(addr string) string {
 			if status[addr] == 200 {
 				return "L7OK"
 			}

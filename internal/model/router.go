@@ -1,4 +1,4 @@
-package fake
+package model
 
 import (
 	"context"
@@ -18,10 +18,17 @@ import (
 type Router struct {
 	// Check says what a health check of an address gives, "L7OK" if all is well.
 	Check func(addr string) string
-	// Every is the interval of checks, default 100 ms; Rise how many in a row
-	// make a member healthy, default 2.
+	// Serve says what status a request to an address is answered with; nil: 200.
+	Serve func(addr string) int
+	// Every is the interval of checks, default 100 ms; Rise how many good ones in
+	// a row make a member healthy, Fall how many bad ones unhealthy, default 1.
 	Every time.Duration
 	Rise  int
+	Fall  int
+	// Latency is what it says that answers took.
+	Latency time.Duration
+	// Now is the time; nil: time.Now.
+	Now func() time.Time
 	// Addr is what Status says it listens on.
 	Addr string
 
@@ -39,7 +46,8 @@ type Router struct {
 type member struct {
 	fleet.MemberStatus
 	next   time.Time // of the next check
-	streak int
+	streak int       // of good checks
+	bad    int       // of bad ones
 }
 
 var _ fleet.Router = (*Router)(nil)
@@ -67,9 +75,16 @@ func (r *Router) every() time.Duration {
 	return 100 * time.Millisecond
 }
 
+func (r *Router) now() time.Time {
+	if r.Now != nil {
+		return r.Now()
+	}
+	return time.Now()
+}
+
 // tick does the checks that are due.
 func (r *Router) tick() {
-	now := time.Now()
+	now := r.now()
 	for _, ms := range r.members {
 		for _, m := range ms {
 			for !m.next.After(now) {
@@ -77,21 +92,24 @@ func (r *Router) tick() {
 				if m.next.Before(now) && m.streak >= 10 { // long idle: nothing new to learn step by step
 					m.next = now.Add(r.every())
 				}
-				m.take(r.Check(m.Addr), max(r.Rise, 1))
+				m.take(r.Check(m.Addr), max(r.Rise, 1), max(r.Fall, 1))
 			}
 		}
 	}
 }
 
-// take takes one result in. A member that was healthy is unhealthy at once.
-func (m *member) take(result string, rise int) {
+// take takes one result in.
+func (m *member) take(result string, rise, fall int) {
 	m.Check = result
 	if result != "L7OK" {
-		m.streak, m.Healthy = 0, false
+		m.streak = 0
+		if m.bad++; m.bad >= fall {
+			m.Healthy = false
+		}
 		return
 	}
-	m.streak++
-	if m.streak >= rise {
+	m.bad = 0
+	if m.streak++; m.streak >= rise {
 		m.Healthy = true
 	}
 }
@@ -111,8 +129,8 @@ func (r *Router) Ensure(ctx context.Context) error {
 		}
 		for _, ms := range r.members { // its first check of each comes at once
 			for _, m := range ms {
-				m.take(r.Check(m.Addr), 1)
-				m.next = time.Now().Add(r.every())
+				m.take(r.Check(m.Addr), 1, 1)
+				m.next = r.now().Add(r.every())
 			}
 		}
 	}
@@ -126,7 +144,7 @@ func (r *Router) Kill() {
 	r.up = false
 	for _, ms := range r.members {
 		for _, m := range ms {
-			m.InFlight, m.Requests, m.streak, m.Healthy = 0, 0, 0, false
+			m.InFlight, m.Requests, m.Errors5x, m.streak, m.bad, m.Healthy = 0, 0, 0, 0, 0, false
 		}
 	}
 }
@@ -168,7 +186,7 @@ func (r *Router) Attach(ctx context.Context, s fleet.Slot, ms []fleet.Member) er
 	return r.with(ctx, func() error {
 		for _, m := range ms {
 			i := slices.IndexFunc(r.members[s], func(have *member) bool { return have.ID == m.ID })
-			fresh := &member{MemberStatus: fleet.MemberStatus{Member: m, Admin: "drain", Check: "INI"}, next: time.Now().Add(r.every())}
+			fresh := &member{MemberStatus: fleet.MemberStatus{Member: m, Admin: "drain", Check: "INI"}, next: r.now().Add(r.every())}
 			switch {
 			case i < 0:
 				r.members[s] = append(r.members[s], fresh)
@@ -256,10 +274,17 @@ func (r *Router) Remove(context.Context) error {
 // Send puts a request through: it says who got it, and end ends it. The name is
 // "" if nobody could: a failed request.
 func (r *Router) Send() (id string, end func()) {
+	id, _, end = r.Request()
+	return id, end
+}
+
+// Request is Send that tells the answer's status too: 503 if nobody took it, 502
+// if whoever did does not answer.
+func (r *Router) Request() (id string, status int, end func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.up {
-		return "", func() {}
+		return "", 503, func() {}
 	}
 	r.tick()
 	r.draw = (r.draw + 619) % 1000 // 619 and 1000 have no common divisor: it visits all
@@ -268,7 +293,7 @@ func (r *Router) Send() (id string, end func()) {
 		s = fleet.Green
 	}
 	if r.weights[s] == 0 {
-		return "", func() {}
+		return "", 503, func() {}
 	}
 	var best *member
 	for _, m := range r.members[s] {
@@ -277,14 +302,23 @@ func (r *Router) Send() (id string, end func()) {
 		}
 	}
 	if best == nil {
-		return "", func() {}
+		return "", 503, func() {}
 	}
-	if c := r.Check(best.Addr); c != "L7OK" {
+	status = 200
+	if r.Serve != nil {
+		if status = r.Serve(best.Addr); status == 0 {
+			status = 502
+		}
+	} else if c := r.Check(best.Addr); c != "L7OK" {
 		r.Violations = append(r.Violations, fmt.Sprintf("a request went to %s, whose check says %s", best.ID, c))
 	}
 	best.Requests++
 	best.InFlight++
-	return best.ID, func() {
+	best.Latency = r.Latency
+	if status >= 500 {
+		best.Errors5x++
+	}
+	return best.ID, status, func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		best.InFlight = max(0, best.InFlight-1)

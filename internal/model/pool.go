@@ -1,9 +1,14 @@
-package fake
+// Package model is a fleet's parts in memory: a pool and a router that pass the
+// suites of test/conformance and make nothing. The tests of deployments run on
+// them (as test/fake), and `rebake deploy --rehearse`.
+package model
 
 import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,6 +24,8 @@ type Behaviour struct {
 	Dies   time.Duration // after its start the machine ends; 0: never
 	Breaks time.Duration // after its start it answers 500; 0: never
 	Flap   time.Duration // it is well and ill in turn, each for so long
+	Tires  int           // after so many requests it answers 500, to checks too; 0: never
+	Errors int           // each so many-th request is answered with 500, checks are not; 0: none
 }
 
 // Pool is a pool in memory. Time is the time package's.
@@ -27,6 +34,8 @@ type Pool struct {
 	Behave map[artifact.Digest]Behaviour
 	// Max is how many instances it has room for; 0: no limit.
 	Max int
+	// Now is the time; nil: time.Now.
+	Now func() time.Time
 
 	mu     sync.Mutex
 	groups []*group
@@ -37,10 +46,18 @@ type Pool struct {
 type group struct {
 	fleet.Group
 	killed map[string]bool
+	served map[string]int // requests, by instance
 }
 
 var _ fleet.Pool = (*Pool)(nil)
 var _ fleet.Witness = (*Pool)(nil)
+
+func (p *Pool) now() time.Time {
+	if p.Now != nil {
+		return p.Now()
+	}
+	return time.Now()
+}
 
 func (p *Pool) find(id fleet.GroupID) *group {
 	for _, g := range p.groups {
@@ -53,7 +70,7 @@ func (p *Pool) find(id fleet.GroupID) *group {
 
 func (p *Pool) running(g *group, i fleet.Instance) bool {
 	dies := p.Behave[g.Image].Dies
-	return !g.killed[i.ID] && (dies == 0 || time.Since(i.Started) < dies)
+	return !g.killed[i.ID] && (dies == 0 || p.now().Sub(i.Started) < dies)
 }
 
 // Groups implements fleet.Pool.
@@ -84,7 +101,7 @@ func (p *Pool) Launch(ctx context.Context, id fleet.GroupID, spec fleet.Spec) er
 	}
 	g := p.find(id)
 	if g == nil {
-		g = &group{Group: fleet.Group{ID: id, Image: spec.Image.Digest}, killed: map[string]bool{}}
+		g = &group{Group: fleet.Group{ID: id, Image: spec.Image.Digest}, killed: map[string]bool{}, served: map[string]int{}}
 		p.groups = append(p.groups, g)
 	}
 	if g.Image != spec.Image.Digest {
@@ -104,12 +121,13 @@ func (p *Pool) Launch(ctx context.Context, id fleet.GroupID, spec fleet.Spec) er
 		if p.Max > 0 && p.count() >= p.Max {
 			return fmt.Errorf("%w: room for %d instances", fleet.ErrNoCapacity, p.Max)
 		}
-		inst := fleet.Instance{ID: name, Running: true, Started: time.Now(), Ports: map[int]string{}, PID: 1}
+		inst := fleet.Instance{ID: name, Running: true, Started: p.now(), Ports: map[int]string{}, PID: 1}
 		for _, port := range spec.Ports {
 			p.ports++
 			inst.Ports[port] = fmt.Sprintf("127.0.%d.%d:%d", p.ports/250, p.ports%250+1, 10000+p.ports)
 		}
 		delete(g.killed, name)
+		delete(g.served, name)
 		g.Instances = slices.Insert(g.Instances, n, inst)
 		p.peak = max(p.peak, p.count())
 	}
@@ -137,6 +155,7 @@ func (p *Pool) End(ctx context.Context, id fleet.GroupID, instance string) error
 	if g := p.find(id); g != nil {
 		g.Instances = slices.DeleteFunc(g.Instances, func(i fleet.Instance) bool { return i.ID == instance })
 		delete(g.killed, instance)
+		delete(g.served, instance)
 	}
 	return nil
 }
@@ -157,30 +176,62 @@ func (p *Pool) Evidence(ctx context.Context, id fleet.GroupID) (string, error) {
 	return "the last words of " + id.Deployment, ctx.Err()
 }
 
-// Check is the health check of a fake instance's address, for Router.Check.
+// Check is the health check of an instance's address, for Router.Check.
 func (p *Pool) Check(addr string) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	g, i := p.at(addr)
+	if g == nil {
+		return "L4CON"
+	}
+	return p.check(g, i)
+}
+
+// Serve is what the instance at an address answers a request with, for
+// Router.Serve: an HTTP status, 0 if nobody answers.
+func (p *Pool) Serve(addr string) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	g, i := p.at(addr)
+	if g == nil || !p.running(g, i) {
+		return 0
+	}
+	g.served[i.ID]++
+	b, n := p.Behave[g.Image], g.served[i.ID]
+	code, wrong := strings.CutPrefix(p.check(g, i), "L7STS/")
+	switch {
+	case wrong:
+		status, _ := strconv.Atoi(code)
+		return status
+	case b.Errors > 0 && n%b.Errors == 0:
+		return 500
+	case p.check(g, i) != "L7OK":
+		return 0
+	}
+	return 200
+}
+
+func (p *Pool) at(addr string) (*group, fleet.Instance) {
 	for _, g := range p.groups {
 		for _, i := range g.Instances {
 			for _, a := range i.Ports {
 				if a == addr {
-					return p.check(g, i)
+					return g, i
 				}
 			}
 		}
 	}
-	return "L4CON"
+	return nil, fleet.Instance{}
 }
 
 func (p *Pool) check(g *group, i fleet.Instance) string {
-	b, up := p.Behave[g.Image], time.Since(i.Started)
+	b, up := p.Behave[g.Image], p.now().Sub(i.Started)
 	switch {
 	case !p.running(g, i):
 		return "L4CON"
 	case b.Never || up < b.Boot:
 		return "L7TOUT"
-	case b.Breaks > 0 && up >= b.Breaks, b.Flap > 0 && int(up/b.Flap)%2 == 1:
+	case b.Breaks > 0 && up >= b.Breaks, b.Tires > 0 && g.served[i.ID] >= b.Tires, b.Flap > 0 && int(up/b.Flap)%2 == 1:
 		return "L7STS/500"
 	case b.Status != 0 && b.Status != 200:
 		return fmt.Sprintf("L7STS/%d", b.Status)
