@@ -21,6 +21,7 @@ import (
 	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/fleet/haproxy"
 	"github.com/rebake/rebake/internal/load"
+	"github.com/rebake/rebake/test/servers"
 )
 
 // What a request of each kind takes.
@@ -59,9 +60,9 @@ func soak(ctx context.Context, swaps, rollbacks int, requests int64) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	pool := &servers{}
-	defer pool.close()
-	addr, err := freeAddr()
+	pool := &servers.Pool{Handler: handler}
+	defer pool.Close()
+	addr, err := servers.FreeAddr()
 	if err != nil {
 		return err
 	}
