@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/rebake/rebake/internal/event"
@@ -84,13 +85,11 @@ func (r *Record) find(f Finding) {
 
 // askedLately says that a gate of the step was asked so short a time ago that
 // it is not asked again.
-func (r Record) askedLately(step int, now time.Time) bool {
-	for _, f := range r.Findings {
-		if f.Step == step && !f.At.IsZero() && f.Verdict != Pass && now.Sub(f.At) < askEvery {
-			return true
-		}
-	}
-	return false
+func (r Record) askedLately(p Policy, step int, now time.Time) bool {
+	return slices.ContainsFunc(p.Gates, func(g Gate) bool {
+		f, ok := r.found(g.Name, step)
+		return ok && g.isAsked() && f.Verdict != Pass && now.Sub(f.At) < askEvery
+	})
 }
 
 // sample takes down what happened since the last look.

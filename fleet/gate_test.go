@@ -177,14 +177,19 @@ func TestABaselineOfTheOldImageComesAndGoes(t *testing.T) {
 func TestWithoutTrafficOnlyAFirstDeploymentGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, nil)
+		var asked []string
 		deploy := func(version string) (fleet.Result, error) {
 			req := request(version)
 			req.Policy.MaxHold = 20 * time.Second
-			req.Policy.Gates = []fleet.Gate{{ErrorRate: &fleet.ErrorRateGate{Max: 0.01}}}
+			req.Policy.Gates = []fleet.Gate{{ErrorRate: &fleet.ErrorRateGate{Max: 0.01}}, {HTTP: &fleet.HTTPGate{}}}
+			w.d.Ask = asking(func(int, int) (fleet.Verdict, string, error) { return fleet.Pass, "", nil }, &asked)
 			return w.d.Deploy(t.Context(), req)
 		}
 		began := time.Now()
 		res, err := deploy("1")
+		if got := strings.Join(dedupe(asked), " "); got != "-1 2" { // nobody is served: all traffic at once
+			t.Errorf("the gate that is asked was asked at steps %q", got)
+		}
 		if err != nil || !strings.Contains(res.Waived, "0 requests") || time.Since(began) > 10*time.Second {
 			t.Errorf("the first: waived %q after %s, %v", res.Waived, time.Since(began), err)
 		}

@@ -91,7 +91,7 @@ func Next(r Record, o Observation, p Policy, now time.Time) (Record, Action) {
 			return r.shift(at, 0, now, p)
 		case late:
 			return r.fail(at, p, now, "the gate did not pass within %s%s", p.Verify, because(orWord(r.LastErr, why)))
-		case r.Verified && r.askedLately(-1, now):
+		case r.Verified && r.askedLately(p, -1, now):
 			return r, wait("gates: %s", why)
 		}
 		return r, Action{Op: Verify, Group: fresh, Step: -1}
@@ -226,7 +226,7 @@ func (r Record) hold(at view, p Policy, now time.Time) (Record, Action) {
 		switch verdict, why = r.asked(p, r.Step); {
 		case verdict == Fail:
 			return r.fail(at, p, now, "%s", why)
-		case verdict != Pass && !r.askedLately(r.Step, now):
+		case verdict != Pass && !r.askedLately(p, r.Step, now):
 			return r, Action{Op: Verify, Group: r.New.Group, Step: r.Step}
 		}
 	}
