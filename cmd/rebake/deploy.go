@@ -129,7 +129,7 @@ func deployCommand() *cli.Command {
 		Name: "deploy", Usage: "bring a fleet to an image, blue/green: TEMPLATE, or status, resume, abort FLEET", ArgsUsage: "TEMPLATE",
 		Description: help("Starts the new image's instances in the free slot, waits until they are healthy, moves the traffic\nin the template's steps, and keeps the old slot warm for keep_old. Goes back by itself if the new\nimage is not good. Without --image it deploys NAME:latest.",
 			"rebake deploy web.yaml --image web:20261124.1\nrebake deploy status web", deployStatuses...),
-		Flags: append(append(templateFlags(), deployFlags()...),
+		Flags: append(append(append(templateFlags(), deployFlags()...), rehearseFlags()...),
 			&cli.StringFlag{Name: "image", Usage: "the image's `REF`"},
 			&cli.BoolFlag{Name: "plan", Usage: "say what would be done, how long it may take and what it needs, and do nothing"},
 			&cli.StringFlag{Name: "approve", Usage: "carry out exactly the plan with this `ID`, which --plan printed, or nothing"},
@@ -138,6 +138,9 @@ func deployCommand() *cli.Command {
 			tpl, err := s.loadArg()
 			if err != nil {
 				return err
+			}
+			if s.c.Bool("rehearse") {
+				return s.rehearse(tpl)
 			}
 			ref := s.c.String("image")
 			if ref == "" {
