@@ -57,6 +57,7 @@ func (f FleetDrift) Good() bool {
 const (
 	driftDial = 30 * time.Second
 	driftLook = 3 * time.Minute
+	driftBoot = 15 * time.Second // for the end of its boot, if it was healthy before
 )
 
 // Drift asks all instances of a fleet at once what was changed in them since
@@ -124,6 +125,14 @@ func (i *InstanceDrift) look(ctx context.Context, pool fleet.Pool) {
 	ctx, cancel := context.WithTimeoutCause(ctx, driftLook, fmt.Errorf("it did not tell within %s", driftLook))
 	defer cancel()
 	r, err := drift.Look(ctx, c)
+	for until := time.Now().Add(driftBoot); errors.Is(err, drift.ErrBooting) && time.Now().Before(until); {
+		event.Waiting(ctx, "the end of the boot of %s", i.ID)
+		select {
+		case <-ctx.Done():
+		case <-time.After(500 * time.Millisecond):
+		}
+		r, err = drift.Look(ctx, c)
+	}
 	switch {
 	case err != nil:
 		i.Why = err.Error()

@@ -88,7 +88,7 @@ func TestAFleetIsJudgedToldOfLookedAtAndHealed(t *testing.T) {
 		}
 	}
 	why, _ := w.rebake(0, "fleet", "why", changed)
-	if !strings.Contains(why, "t.yaml") || !strings.Contains(why, "sha256:") {
+	if !strings.Contains(why, "tiny:2.0.0 sha256:") || !strings.Contains(why, "baked") {
 		t.Errorf("why: %s", why)
 	}
 	under(t, url, "heal the one that was changed", func() { w.rebake(0, "fleet", "heal", "tiny", "--drifted", "--yes") })
