@@ -57,8 +57,10 @@ func (f FleetDrift) Good() bool {
 const (
 	driftDial = 30 * time.Second
 	driftLook = 3 * time.Minute
-	driftBoot = 15 * time.Second // for the end of its boot, if it was healthy before
 )
+
+// driftBoot is how long the end of a boot is waited for.
+var driftBoot = 15 * time.Second
 
 // Drift asks all instances of a fleet at once what was changed in them since
 // they booted. What cannot be asked is in the result; an error is the pool's.

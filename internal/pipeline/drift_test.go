@@ -89,6 +89,8 @@ func TestDriftAsksEveryInstanceAtOnce(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
+	defer func(d time.Duration) { driftBoot = d }(driftBoot)
+	driftBoot = time.Second
 	f, err := Drift(ctx, d)
 	if err != nil || len(f.Instances) != len(says) || f.Good() || f.Missing != 0 {
 		t.Fatalf("%+v %v", f, err)
