@@ -4,10 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"github.com/rebake/rebake/internal/atomicfile"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
+
+	"github.com/rebake/rebake/internal/atomicfile"
 )
 
 // Files of a fleet's directory. Pools and routers keep theirs beside them.
@@ -70,22 +72,20 @@ func LoadConfig(dir string) (Config, error) {
 	return c, nil
 }
 
-// Configs reads the fleet.json of every fleet under root, by name.
-func Configs(root string) ([]Config, error) {
+// Names lists the fleets under root: the directories with a fleet.json, readable
+// or not.
+func Names(root string) ([]string, error) {
 	dirs, err := os.ReadDir(root)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("list the fleets: %w", err)
 	}
-	var out []Config
+	var out []string
 	for _, d := range dirs {
-		c, err := LoadConfig(filepath.Join(root, d.Name()))
-		if errors.Is(err, ErrNoFleet) {
-			continue
+		if _, err := os.Lstat(filepath.Join(root, d.Name(), configName)); err == nil {
+			out = append(out, d.Name())
+		} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+			return nil, fmt.Errorf("list the fleets: %w", err)
 		}
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, c)
 	}
 	return out, nil
 }

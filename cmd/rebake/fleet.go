@@ -58,10 +58,10 @@ func fleetLs(s *session) error {
 	all := map[string]fleet.Status{}
 	for _, n := range names {
 		d, err := pipeline.Fleet(s.Env, n)
-		if err != nil {
-			return err
+		var st fleet.Status
+		if err == nil {
+			st, err = d.Status(s.ctx)
 		}
-		st, err := d.Status(s.ctx)
 		if err != nil {
 			rows = append(rows, []string{n, "", "", "error: " + err.Error(), ""})
 			continue

@@ -240,14 +240,10 @@ func Fleet(env Env, name string) (*fleet.Deployer, error) {
 	return deployer(env, cfg)
 }
 
-// FleetNames lists the fleets of the state directory.
+// FleetNames lists the fleets of the state directory, also those whose record
+// cannot be read: whoever opens one is told.
 func FleetNames(env Env) ([]string, error) {
-	cfgs, err := fleet.Configs(env.State.Fleets())
-	var names []string
-	for _, c := range cfgs {
-		names = append(names, c.Name)
-	}
-	return names, err
+	return fleet.Names(env.State.Fleets())
 }
 
 // Doors is the optional power of a pool to say how an instance is logged in to.

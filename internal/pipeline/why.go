@@ -39,22 +39,24 @@ type Parent struct {
 // Explain finds an instance among all fleets, also one that is gone if a
 // journal knows the deployment that its name tells of.
 func Explain(ctx context.Context, env Env, instance string) (Why, error) {
-	cfgs, err := fleet.Configs(env.State.Fleets())
+	names, err := FleetNames(env)
 	if err != nil {
 		return Why{}, err
 	}
 	// The longest name first: web-eu-blue-… is of web-eu, if there is one.
-	slices.SortFunc(cfgs, func(a, b fleet.Config) int { return cmp.Compare(len(b.Name), len(a.Name)) })
-	var names []string
+	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(len(b), len(a)) })
 	var errs []error
-	for _, c := range cfgs {
-		names = append(names, c.Name)
-		w, err := explain(ctx, env, c, instance)
+	for _, n := range names {
+		var w Why
+		c, err := fleet.LoadConfig(env.State.Fleet(n))
+		if err == nil {
+			w, err = explain(ctx, env, c, instance)
+		}
 		if err == nil {
 			return w, w.lineage(ctx, env.Store)
 		}
 		if !errors.Is(err, errNoInstance) { // it may be another fleet's
-			errs = append(errs, fmt.Errorf("fleet %s: %w", c.Name, err))
+			errs = append(errs, fmt.Errorf("fleet %s: %w", n, err))
 		}
 	}
 	slices.Sort(names)
