@@ -72,6 +72,9 @@ func (d Dir) Fleets() string { return filepath.Join(string(d), "fleets") }
 // Fleet is the directory of one fleet.
 func (d Dir) Fleet(name string) string { return filepath.Join(d.Fleets(), name) }
 
+// Keys holds signing keys: NAME.key and NAME.pub.
+func (d Dir) Keys() string { return filepath.Join(string(d), "keys") }
+
 // Run is a short directory for sockets (a socket path has at most 108 bytes),
 // private to the user: /tmp/rebake-UID/NAME.
 func Run(name string) string {
