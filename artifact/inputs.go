@@ -82,6 +82,9 @@ func (in Inputs) Difference(old Inputs) (name, was, is string) {
 	return "", "", ""
 }
 
+// All are the names and values, in their order.
+func (in Inputs) All() [][2]string { return in.values() }
+
 // values are name and value of each line; a line that Add did not write is a
 // value without a name.
 func (in Inputs) values() (out [][2]string) {

@@ -110,6 +110,9 @@ func (r *Record) sample(at view, now time.Time) {
 func (s *session) verify(ctx context.Context, r *Record, o Observation, step int) error {
 	in := look(*r, o).instances()
 	if step < 0 && !r.Verified {
+		if err := s.admitNew(ctx, r); err != nil { // once more: what boots is there now
+			return err
+		}
 		if s.Gate != nil {
 			for _, i := range in {
 				event.Waiting(ctx, "the gate in %s", i.ID)

@@ -38,7 +38,8 @@ type Config struct {
 	Policy     Policy          `json:"policy"`
 	Hooks      []Hook          `json:"hooks,omitempty"`
 	Freeze     []Window        `json:"freeze,omitempty"`
-	Tests      json.RawMessage `json:"tests,omitempty"` // of the test gate; for the pipeline alone to read
+	Require    json.RawMessage `json:"require,omitempty"` // of an image; for the pipeline alone to read
+	Tests      json.RawMessage `json:"tests,omitempty"`   // of the test gate; for the pipeline alone to read
 }
 
 // Save writes fleet.json in dir, all or nothing.

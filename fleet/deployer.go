@@ -38,6 +38,7 @@ type Deployer struct {
 	// Recorded is told of each journal record once it is on the disk: its kind,
 	// and what it says in a word or two. nil: nobody is.
 	Recorded func(kind, what string)
+	Admit    Admit         // what an image must have; nil: nothing
 	Ask      Ask           // the gates that are not judged from counters; nil: there are none
 	Notify   Notify        // nil: nobody is told
 	Poll     time.Duration // between looks; default 50ms
@@ -75,6 +76,8 @@ type Request struct {
 	// InFreeze says why the deployment may begin in a freeze window of the
 	// Config; "": ErrFrozen then. What was begun is finished in one all the same.
 	InFreeze string
+	// Override says why Admit does not count; "": it does.
+	Override string
 }
 
 // Result is what came of a call.
@@ -118,6 +121,9 @@ func (d *Deployer) Deploy(ctx context.Context, req Request) (Result, error) {
 			return Result{Record: *s.history.Last(), Unchanged: true}, nil
 		}
 		if err := d.frozen(ctx, &req); err != nil {
+			return Result{}, err
+		}
+		if err := d.admit(ctx, req.Spec.Image, req.Override); err != nil {
 			return Result{}, err
 		}
 		save := d.Config.Save
@@ -177,8 +183,19 @@ func (d *Deployer) Abort(ctx context.Context, reason string) (Result, error) {
 
 // Rollback goes back to the image before: with one traffic write while the old
 // slot is kept, or by aborting what is unfinished, or by a new deployment of
-// the previous proven image, all at once but with its health gates.
+// the previous proven image, all at once but with its health gates. The image that
+// it goes back to must have what the fleet requires (Admit), unless the deployment
+// is unfinished: then that image serves still.
 func (d *Deployer) Rollback(ctx context.Context, reason string) (Result, error) {
+	return d.RollbackOver(ctx, reason, "")
+}
+
+// RollbackOver is Rollback where override, if it is not empty, says why what the
+// fleet requires does not count. It is kept in the history.
+func (d *Deployer) RollbackOver(ctx context.Context, reason, override string) (Result, error) {
+	if override != "" {
+		reason += "; policy overridden: " + override
+	}
 	return d.session(ctx, func(s *session) (Result, error) {
 		if r := s.history.Unfinished(); r != nil && !r.State.Proven() {
 			return s.back(ctx, *r, reason)
@@ -187,16 +204,22 @@ func (d *Deployer) Rollback(ctx context.Context, reason string) (Result, error) 
 				return Result{Record: *r}, err
 			}
 		}
-		if _, r := s.history.Kept(); r != nil {
+		if old, r := s.history.Kept(); r != nil {
+			if err := d.admit(ctx, old.Spec.Image, override); err != nil {
+				return Result{Record: *r}, err
+			}
 			return s.back(ctx, *r, reason)
 		}
 		prev := s.history.Previous()
 		if prev == nil {
 			return Result{}, fmt.Errorf("%w: %s has no earlier proven image; deploy one with `rebake deploy TEMPLATE --image NAME:VERSION`", ErrNothing, d.Config.Name)
 		}
+		if err := d.admit(ctx, prev.Spec.Image, override); err != nil {
+			return Result{}, err
+		}
 		last := s.history.Last().Policy
 		last.Steps = []Step{{Permille: 1000}}
-		return s.start(ctx, Request{Spec: prev.Spec, Policy: last}, true)
+		return s.start(ctx, Request{Spec: prev.Spec, Policy: last, Override: override}, true)
 	})
 }
 
@@ -310,7 +333,7 @@ func (s *session) start(ctx context.Context, req Request, rollback bool) (Result
 	who := me()
 	p := Plan{
 		ID: ulid.Make().String(), Fleet: s.Config.Name, By: who.User + "@" + who.Host, Began: s.now().UTC(),
-		Old: s.history.Current(), Base: o.Router.Weights, Policy: req.Policy, Rollback: rollback, InFreeze: req.InFreeze, Hooks: s.Notify != nil,
+		Old: s.history.Current(), Base: o.Router.Weights, Policy: req.Policy, Rollback: rollback, InFreeze: req.InFreeze, Override: req.Override, Hooks: s.Notify != nil,
 	}
 	p.New = Release{Spec: req.Spec, Group: GroupID{Fleet: p.Fleet, Slot: Blue, Deployment: p.ID}}
 	if p.Old != nil {

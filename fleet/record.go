@@ -63,9 +63,10 @@ type Plan struct {
 	Base   map[Slot]int `json:"base"`          // weights that it found
 	Policy Policy       `json:"policy"`
 
-	Rollback bool   `json:"rollback,omitempty"`  // away from Old, by a human's word
-	InFreeze string `json:"in_freeze,omitempty"` // why it began in a freeze
-	Hooks    bool   `json:"hooks,omitempty"`     // hooks were there when it began: they are told of it
+	Rollback bool   `json:"rollback,omitempty"`        // away from Old, by a human's word
+	InFreeze string `json:"in_freeze,omitempty"`       // why it began in a freeze
+	Override string `json:"override_policy,omitempty"` // why what the fleet requires did not count
+	Hooks    bool   `json:"hooks,omitempty"`           // hooks were there when it began: they are told of it
 }
 
 // Change is one traffic write.

@@ -195,6 +195,8 @@ func (s *session) do(ctx context.Context, r *Record, o Observation, a Action) er
 		spec := r.New.Spec
 		if a.Group != r.New.Group { // the baseline, or the old ones of a rolling deployment again
 			spec = r.Old.Spec
+		} else if err := s.admitNew(ctx, r); err != nil {
+			return err
 		}
 		spec.Size = a.Size
 		return s.Pool.Launch(ctx, a.Group, spec)

@@ -346,6 +346,23 @@ func (p *Pool) materialise(ctx context.Context, img artifact.Image) (path string
 	return path, nil
 }
 
+// CheckDisk compares the file that instances of the image boot from with the image,
+// chunk by chunk. Where there is none yet, Launch makes one, and checks what it
+// makes. artifact.ErrCorrupt names the file.
+func (p *Pool) CheckDisk(ctx context.Context, img artifact.Image) error {
+	c, ok := p.deps.Store.(interface {
+		CheckDisk(ctx context.Context, content artifact.Digest, path string) error
+	})
+	if err := img.Content.Validate(); err != nil || !ok {
+		return fmt.Errorf("the disk of %s:%s cannot be compared: %w", img.Name, img.Version, errors.Join(err, errors.ErrUnsupported))
+	}
+	path := filepath.Join(p.deps.State.Disks(), img.Content.Hex()+".raw")
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return c.CheckDisk(ctx, img.Content, path)
+}
+
 func (p *Pool) check(id fleet.GroupID) error {
 	if id.Fleet != p.name {
 		return fmt.Errorf("group of fleet %q in the pool of %q", id.Fleet, p.name)
