@@ -144,10 +144,12 @@ type Attacher interface {
 	// before the image is: an image that is seen has its attachments.
 	Describe(ctx context.Context, img Image) (Image, error)
 	// Attach adds a document to the image with manifest digest to, which need not
-	// be registered yet. The same document again is no error.
+	// be registered yet: that it was described will do, else it is ErrNotFound. The
+	// same document again is no error. CheckAttachment says what is refused.
 	Attach(ctx context.Context, to Digest, a Attachment, body []byte) (Attachment, error)
-	// Attached lists an image's attachments, oldest first; kind "" is all. An image
-	// without any, or that is not there, has none: no error.
+	// Attached lists an image's attachments, oldest first, those of one second as
+	// they were attached; kind "" is all. An image without any, or that is not
+	// there, has none: no error.
 	Attached(ctx context.Context, to Digest, kind string) ([]Attachment, error)
 	// ReadAttachment returns the bytes, checked; at most MaxAttachment of them.
 	ReadAttachment(ctx context.Context, a Attachment) ([]byte, error)

@@ -50,7 +50,7 @@ func (s *Store) Fetch(ctx context.Context, content artifact.Digest, path string,
 	return finishFile(f, path, err)
 }
 
-// Verify implements artifact.Verifier: every blob and every chunk is hashed again.
+// Verify implements artifact.Verifier: every blob, chunk and attachment is hashed again.
 func (s *Store) Verify(ctx context.Context, img artifact.Image, progress func(done, total int64)) error {
 	m, err := s.readMap(img.Content)
 	if err != nil {
@@ -74,6 +74,9 @@ func (s *Store) Verify(ctx context.Context, img artifact.Image, progress func(do
 		if !layers[d] {
 			return fmt.Errorf("%w: the manifest %s does not list blob %s, which the disk needs", artifact.ErrCorrupt, img.Digest, d)
 		}
+	}
+	if err := s.verifyAttached(ctx, img.Digest); err != nil {
+		return err
 	}
 	return s.frames(ctx, m, progress, func(int64, []byte) error { return nil })
 }

@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/rebake/rebake/artifact"
 )
@@ -43,55 +42,23 @@ func put(idx *v1.Index, d v1.Descriptor, ref, kind string) {
 
 // Register implements artifact.Store.
 func (s *Store) Register(ctx context.Context, img artifact.Image) (artifact.Image, error) {
-	if err := artifact.CheckName(img.Name); err != nil {
-		return img, err
-	}
-	if err := artifact.CheckTag(img.Version); err != nil {
-		return img, err
-	}
-	ref := img.Name + ":" + img.Version
-	img.Digest, img.Tags = "", nil
-	root, err := s.readMap(img.Content)
-	if err != nil {
-		return img, fmt.Errorf("register %s: %w", ref, err)
-	}
-	if img.DiskSize == 0 {
-		img.DiskSize = root.Size
-	}
-	if img.DiskSize != root.Size {
-		return img, fmt.Errorf("register %s: its disk has %d bytes, not %d", ref, root.Size, img.DiskSize)
-	}
-	config, err := json.Marshal(img)
-	if err != nil {
-		return img, err
-	}
 	// Under the lock, so that no Prune takes a blob between the look and the index.
-	err = s.change(ctx, func(idx *v1.Index) error {
-		layers, err := s.layers(img.Content, root)
-		if err != nil {
-			return fmt.Errorf("register %s: %w", ref, err)
-		}
-		mani, err := json.Marshal(v1.Manifest{
-			Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest,
-			ArtifactType: typeArtifact, Config: describe(typeConfig, config), Layers: layers,
-		})
+	err := s.change(ctx, func(idx *v1.Index) error {
+		e, err := s.encode(img)
 		if err != nil {
 			return err
 		}
-		desc := describe(v1.MediaTypeImageManifest, mani)
-		desc.ArtifactType = typeArtifact
+		ref := img.Name + ":" + img.Version
 		for _, have := range idx.Manifests {
-			if named(have) == ref && (have.Digest != desc.Digest || kind(have) != kindVersion) {
+			if named(have) == ref && (have.Digest != e.desc.Digest || kind(have) != kindVersion) {
 				return fmt.Errorf("%s: %w", ref, artifact.ErrExists)
 			}
 		}
-		for t, b := range map[string][]byte{typeConfig: config, desc.MediaType: mani} {
-			if _, _, err := s.putBlob(t, b); err != nil {
-				return err
-			}
+		if err := e.store(s); err != nil {
+			return err
 		}
-		put(idx, desc, ref, kindVersion)
-		img.Digest = artifact.Digest(desc.Digest)
+		put(idx, e.desc, ref, kindVersion)
+		img = e.img
 		return nil
 	})
 	return img, err
@@ -323,6 +290,9 @@ func (s *Store) Remove(ctx context.Context, ref artifact.Ref) error {
 			name, _ := cutRef(named(m))
 			return name == img.Name && artifact.Digest(m.Digest) == img.Digest
 		})
+		if !inIndex(idx, img.Digest) {
+			s.detach(idx, func(d artifact.Digest) bool { return d == img.Digest })
+		}
 		return nil
 	})
 }

@@ -25,7 +25,7 @@ const childEnv = "REBAKE_OCI_TEST_CHILD"
 
 func TestMain(m *testing.M) {
 	what := strings.Split(os.Getenv(childEnv), " ")
-	run, ok := map[string]func([]string) error{"push": pushChild, "loop": loopChild, "full": fullChild, "large": largeChild}[what[0]]
+	run, ok := map[string]func([]string) error{"push": pushChild, "loop": loopChild, "full": fullChild, "large": largeChild, "attach": attachChild}[what[0]]
 	if !ok {
 		os.Exit(m.Run())
 	}

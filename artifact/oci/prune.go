@@ -21,7 +21,18 @@ func (s *Store) Prune(ctx context.Context, grace time.Duration, keep []artifact.
 		return 0, err
 	}
 	defer unlock()
-	needed, err := s.mark(keep)
+	idx, err := s.index()
+	if err != nil {
+		return 0, fmt.Errorf("nothing was deleted: %w", err)
+	}
+	needed, err := s.mark(idx, keep)
+	if err != nil {
+		return 0, fmt.Errorf("nothing was deleted: %w", err)
+	}
+	left, err := s.markAttachments(idx, needed, grace)
+	if err == nil {
+		err = s.writeIndex(idx, left) // before their blobs go
+	}
 	if err != nil {
 		return 0, fmt.Errorf("nothing was deleted: %w", err)
 	}
@@ -67,14 +78,14 @@ func removeOlder(path string, grace time.Duration) (int64, error) {
 	return st.Size(), nil
 }
 
-// mark is every blob that something in the index or a kept content needs.
-func (s *Store) mark(keep []artifact.Digest) (map[artifact.Digest]bool, error) {
+// mark is every blob that a kept content or something in the index needs, which
+// is no attachment.
+func (s *Store) mark(idx v1.Index, keep []artifact.Digest) (map[artifact.Digest]bool, error) {
 	needed := map[artifact.Digest]bool{}
-	idx, err := s.index()
-	if err != nil {
-		return nil, err
-	}
 	for _, m := range idx.Manifests {
+		if kind(m) == kindAttachment {
+			continue
+		}
 		if err := s.markManifest(m, needed, 0); err != nil {
 			return nil, err
 		}

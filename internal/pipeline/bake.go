@@ -196,6 +196,9 @@ func (k *bake) register(ctx context.Context, id string, r *rig, got chunks, test
 		img.Lineage.Ran = append(img.Lineage.Ran, p.Ran)
 	}
 	for {
+		if err := k.attach(ctx, img, &baking{id: id, rig: r, got: got, tests: tests}); err != nil {
+			return img, err
+		}
 		done, err := k.env.Store.Register(ctx, img)
 		if err == nil {
 			img = done

@@ -28,6 +28,8 @@ type Store struct {
 	pages    map[artifact.Digest][]byte // by sha256
 	images   map[string]artifact.Image  // by name:version
 	tags     map[string]artifact.Digest // by name:tag
+	attached []attached
+	known    map[artifact.Digest]bool // what was described or registered
 }
 
 const page = 64 << 10
@@ -121,6 +123,19 @@ func (s *Store) Write(ctx context.Context, d artifact.Disk, progress func(done, 
 func (s *Store) Register(_ context.Context, img artifact.Image) (artifact.Image, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	img, err := s.describe(img)
+	if err != nil {
+		return img, err
+	}
+	ref := img.Name + ":" + img.Version
+	if have, ok := s.images[ref]; ok && have.Digest != img.Digest || s.tags[ref] != "" {
+		return img, fmt.Errorf("%s: %w", ref, artifact.ErrExists)
+	}
+	s.images[ref] = img
+	return img, nil
+}
+
+func (s *Store) describe(img artifact.Image) (artifact.Image, error) {
 	if err := cmp.Or(artifact.CheckName(img.Name), artifact.CheckTag(img.Version)); err != nil {
 		return img, err
 	}
@@ -140,11 +155,10 @@ func (s *Store) Register(_ context.Context, img artifact.Image) (artifact.Image,
 		return img, err
 	}
 	img.Digest = sumOf(b)
-	ref := img.Name + ":" + img.Version
-	if have, ok := s.images[ref]; ok && have.Digest != img.Digest || s.tags[ref] != "" {
-		return img, fmt.Errorf("%s: %w", ref, artifact.ErrExists)
+	if s.known == nil {
+		s.known = map[artifact.Digest]bool{}
 	}
-	s.images[ref] = img
+	s.known[img.Digest] = true
 	return img, nil
 }
 
@@ -277,6 +291,7 @@ func (s *Store) Remove(_ context.Context, ref artifact.Ref) error {
 	for _, t := range img.Tags {
 		delete(s.tags, img.Name+":"+t)
 	}
+	s.detach(func(a attached) bool { return a.to == img.Digest })
 	return nil
 }
 
@@ -291,9 +306,11 @@ func (s *Store) Prune(_ context.Context, grace time.Duration, keep []artifact.Di
 		}
 		needed[k] = true
 	}
+	registered := map[artifact.Digest]bool{}
 	for _, img := range s.images {
-		needed[img.Content] = true
+		needed[img.Content], registered[img.Digest] = true, true
 	}
+	s.detach(func(a attached) bool { return !registered[a.to] && time.Since(a.at) >= grace })
 	pages := map[artifact.Digest]bool{}
 	for id, c := range s.contents {
 		if !needed[id] && time.Since(c.at) >= grace {
@@ -324,6 +341,11 @@ func (s *Store) Verify(_ context.Context, img artifact.Image, progress func(done
 	for _, p := range c.pages {
 		if sumOf(s.pages[p]) != p {
 			return fmt.Errorf("page %s: %w", p, artifact.ErrCorrupt)
+		}
+	}
+	for _, a := range s.attached {
+		if a.to == img.Digest && sumOf(a.body) != a.sum {
+			return fmt.Errorf("attachment %s: %w", a.Digest, artifact.ErrCorrupt)
 		}
 	}
 	if progress != nil {
