@@ -34,6 +34,7 @@ func bakeFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "no-cache", Usage: "run every step, and boot: go on from no checkpoint"},
 		&cli.StringFlag{Name: "no-cache-from", Usage: "run this `STEP` and all after it"},
 		&cli.StringFlag{Name: "cache-max-size", Value: "20G", EnvVars: []string{"REBAKE_CACHE_MAX_SIZE"}, Usage: "after the build, remove what was not used for the longest time until the cache is no larger than this `SIZE`; 0: no limit"},
+		signKeyFlag(),
 		&cli.BoolFlag{Name: "skip-test", Usage: "store the image without booting it for its tests"},
 		&cli.StringFlag{Name: "on-failure", Value: "destroy", Usage: "`destroy` the machine of a failed build, keep it up until interrupted, or ask: enter it, retry the step, skip it, give up"},
 	}
@@ -83,6 +84,9 @@ func (s *session) bakeOptions() (pipeline.BakeOptions, error) {
 	}
 	var err error
 	if s.Env.MaxCache, err = sizeFlag(s.c, "cache-max-size"); err != nil {
+		return o, err
+	}
+	if o.SignKey, err = s.signKey(s.c.String("sign-key")); err != nil {
 		return o, err
 	}
 	if o.MaxAge < 0 {

@@ -14,13 +14,18 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-var deployStatuses = []string{"3 rolled back", "4 blocked or something left behind", "5 locked by another operator", "6 paused: it waits for a person"}
+var deployStatuses = []string{"3 rolled back", "4 blocked or something left behind", "5 locked by another operator", "6 paused: it waits for a person", "7 refused: the image lacks what fleet.require asks for"}
 
 func deployFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "wait", Usage: "wait until the old slot is retired, not only until the traffic moved"},
 		&cli.StringFlag{Name: "override-freeze", Usage: "deploy although deploy.freeze says not now; `REASON` is told and kept"},
+		overridePolicy(),
 	}
+}
+
+func overridePolicy() cli.Flag {
+	return &cli.StringFlag{Name: "override-policy", Usage: "go on although the image lacks what fleet.require asks for; `REASON` is told and kept"}
 }
 
 func upCommand() *cli.Command {
@@ -61,7 +66,7 @@ func (s *session) loadArg() (*template.Template, error) {
 // deploy brings the fleet to the image and prints what came of it.
 func (s *session) deploy(tpl *template.Template, img artifact.Image, baked []pipeline.Baked) error {
 	res, err := pipeline.Deploy(s.ctx, s.Env, tpl, img, pipeline.DeployOptions{Wait: s.c.Bool("wait"), Force: s.c.Bool("redeploy"),
-		Approve: s.c.String("approve"), OverrideFreeze: s.c.String("override-freeze")})
+		Approve: s.c.String("approve"), OverrideFreeze: s.c.String("override-freeze"), OverridePolicy: s.c.String("override-policy")})
 	if err != nil && !errors.Is(err, pipeline.ErrRolledBack) && !errors.Is(err, fleet.ErrPaused) {
 		return err
 	}
@@ -151,7 +156,7 @@ func deployCommand() *cli.Command {
 				return err
 			}
 			if s.c.Bool("plan") {
-				f, id, err := pipeline.PlanDeploy(s.ctx, s.Env, tpl, img, s.c.Bool("redeploy"))
+				f, id, err := pipeline.PlanDeploy(s.ctx, s.Env, tpl, img, pipeline.DeployOptions{Force: s.c.Bool("redeploy"), OverridePolicy: s.c.String("override-policy")})
 				if err != nil {
 					return err
 				}
@@ -181,12 +186,13 @@ func rollbackCommand() *cli.Command {
 	return &cli.Command{
 		Name: "rollback", Usage: "go back to the image before", ArgsUsage: "FLEET",
 		Description: help("While the old slot is kept this is one traffic write; afterwards a new deployment of the previous\nproven image, all at once but with its health gates.", "rebake rollback web", deployStatuses...),
+		Flags:       []cli.Flag{overridePolicy()},
 		Action: with(func(s *session) error {
 			d, err := s.fleetArg()
 			if err != nil {
 				return err
 			}
-			res, err := d.Rollback(s.ctx, "rolled back by hand")
+			res, err := d.RollbackOver(s.ctx, "rolled back by hand", s.c.String("override-policy"))
 			if err != nil {
 				return err
 			}

@@ -8,6 +8,7 @@ import (
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/internal/pipeline"
+	"github.com/rebake/rebake/internal/require"
 	"github.com/rebake/rebake/internal/template"
 	"github.com/rebake/rebake/internal/ui"
 )
@@ -21,6 +22,7 @@ const (
 	exitLeftovers   = 4
 	exitLocked      = 5
 	exitPaused      = 6
+	exitRefused     = 7
 	exitInterrupted = 130
 )
 
@@ -70,6 +72,8 @@ func status(err error) int {
 		return exitLocked
 	case errors.Is(err, fleet.ErrPaused):
 		return exitPaused
+	case errors.Is(err, fleet.ErrRefused), errors.As(err, new(*require.Refusal)):
+		return exitRefused
 	}
 	return exitFailed
 }
@@ -83,6 +87,8 @@ func hint(err error) string {
 		return h.hint
 	case errors.As(err, &u):
 		return u.hint
+	case errors.Is(err, fleet.ErrRefused):
+		return "give the image what it lacks, or say why that does not count: --override-policy REASON"
 	case errors.Is(err, artifact.ErrNotFound):
 		return "`rebake images ls` lists what the store has"
 	case errors.Is(err, artifact.ErrExists):

@@ -72,6 +72,9 @@ func because(r fleet.Record) string {
 	if r.InFreeze != "" {
 		parts = append(parts, "in a freeze: "+r.InFreeze)
 	}
+	if r.Override != "" {
+		parts = append(parts, "policy overridden: "+r.Override)
+	}
 	if r.Waived != "" {
 		parts = append(parts, "waived: "+r.Waived)
 	}

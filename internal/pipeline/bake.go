@@ -32,6 +32,7 @@ type Baked struct {
 func (k *bake) do(ctx context.Context) (Baked, error) {
 	if k.current != nil {
 		event.Infof(ctx, "nothing changed since %s:%s was baked (--force bakes it again)", k.tpl.Name, k.current.Version)
+		k.unsigned(ctx, *k.current)
 		return Baked{Build: k.build.Name, Image: *k.current}, k.retag(ctx, k.current.Digest)
 	}
 	event.Infof(ctx, "%s", k.describe(ctx))
@@ -55,6 +56,7 @@ func (k *bake) run(ctx context.Context) (img artifact.Image, logPath string, err
 	}
 	logPath, ctx, closeLog := k.openLog(ctx, c.id)
 	defer closeLog()
+	k.began, k.log = k.env.clock(), logPath
 	defer func() {
 		err = errors.Join(err, k.cleanUp(ctx, c))
 		if err != nil && logPath != "" {

@@ -41,6 +41,7 @@ type passed struct {
 	Key    artifact.Digest `json:"key"`
 	Inputs artifact.Inputs `json:"inputs"`
 	Ran    time.Time       `json:"ran"`
+	Build  string          `json:"build,omitempty"` // the run that it was passed in; "": one before that was kept
 }
 
 // DefaultMaxAge is how long an image is good whose inputs have not changed, and

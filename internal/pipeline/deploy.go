@@ -27,6 +27,7 @@ type DeployOptions struct {
 	Wait           bool   // until the old slot is retired
 	Approve        string // the id of the plan that a person saw; "": none is asked for
 	OverrideFreeze string // why a freeze window does not count; "": it does
+	OverridePolicy string // why what the fleet requires does not count; "": it does
 }
 
 // Deploy brings the template's fleet to an image: blue/green, by the template's
@@ -37,18 +38,24 @@ func Deploy(ctx context.Context, env Env, tpl *template.Template, img artifact.I
 		return fleet.Result{}, err
 	}
 	req.Force, req.Wait, req.Approve, req.InFreeze = o.Force, o.Wait, o.Approve, o.OverrideFreeze
+	req.Override = o.OverridePolicy
 	res, err := d.Deploy(ctx, req)
 	return res, outcome(err)
 }
 
 // PlanDeploy says what Deploy would do now, and the id to approve it by. It
 // changes nothing.
-func PlanDeploy(ctx context.Context, env Env, tpl *template.Template, img artifact.Image, force bool) (fleet.Forecast, string, error) {
+func PlanDeploy(ctx context.Context, env Env, tpl *template.Template, img artifact.Image, o DeployOptions) (fleet.Forecast, string, error) {
 	d, req, err := fleetFor(ctx, env, tpl, img)
 	if err != nil {
 		return fleet.Forecast{}, "", err
 	}
-	req.Force = force
+	req.Force = o.Force
+	if o.OverridePolicy == "" {
+		if err := checkRequired(ctx, d, req.Spec.Image); err != nil {
+			return fleet.Forecast{}, "", err
+		}
+	}
 	var memory int64
 	if m, ok := d.Pool.(interface{ InstanceMemory() int64 }); ok {
 		memory = m.InstanceMemory()
@@ -63,6 +70,9 @@ func fleetFor(_ context.Context, env Env, tpl *template.Template, img artifact.I
 	}
 	cfg, err := fleetConfig(tpl)
 	if err != nil {
+		return nil, fleet.Request{}, err
+	}
+	if cfg.Require, err = rulesOf(env, tpl); err != nil {
 		return nil, fleet.Request{}, err
 	}
 	if old, err := fleet.LoadConfig(env.State.Fleet(cfg.Name)); err == nil {
@@ -212,6 +222,9 @@ func deployer(env Env, cfg fleet.Config) (*fleet.Deployer, error) {
 	}
 	d := &fleet.Deployer{Dir: env.State.Fleet(cfg.Name), Config: cfg, Pool: pool, Router: router}
 	d.Ask = askFor(cfg, pool, func() ([]namedCheck, error) { return keptTests(env, cfg.Tests) })
+	if d.Admit, err = admission(env, cfg, pool); err != nil {
+		return nil, err
+	}
 	if len(cfg.Hooks) > 0 {
 		d.Notify = hook.Notify(cfg.Hooks, filepath.Dir(cfg.Template))
 	}

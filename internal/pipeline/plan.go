@@ -12,6 +12,8 @@ import (
 	"github.com/rebake/rebake/builder"
 	"github.com/rebake/rebake/internal/check"
 	"github.com/rebake/rebake/internal/event"
+	"github.com/rebake/rebake/internal/keyring"
+	"github.com/rebake/rebake/internal/statement"
 	"github.com/rebake/rebake/internal/template"
 	"github.com/rebake/rebake/provisioner"
 )
@@ -28,6 +30,8 @@ type BakeOptions struct {
 	AskFails  bool // on failure of a step ask a person (Env.Ask)
 	Parallel  int  // builds at once; 0: one for each processor
 	FailFast  bool // stop all builds when one fails
+
+	SignKey *statement.Key // signs what is baked, instead of the template's; nil: that one, if there is one
 
 	NoCache     bool   // go on from no checkpoint; new ones are saved
 	NoCacheFrom string // go on from none after this step, and run it
@@ -54,6 +58,9 @@ type bake struct {
 	touched    bool               // a person was in the machine
 	distrusted map[time.Time]bool // checkpoints that could not be gone on from, by their time
 	warned     map[string]bool
+	key        *statement.Key // nil: nobody signs
+	began      time.Time      // of run
+	log        string         // its log, "": there is none
 }
 
 type step struct {
@@ -115,6 +122,14 @@ func newBake(ctx context.Context, env Env, tpl *template.Template, b template.Bu
 	}
 	if from := opts.NoCacheFrom; from != "" && k.noCacheFrom() == len(k.steps) {
 		return nil, fmt.Errorf("--no-cache-from: %s has no step %q in build %s", tpl.Path, from, b.Name)
+	}
+	if k.key = opts.SignKey; k.key == nil && tpl.Sign != "" {
+		if k.key, err = keyring.Dir(env.State.Keys()).Private(tpl.Sign, tpl.Dir); err != nil {
+			return nil, fmt.Errorf("%s: sign.key: %w", tpl.Path, err)
+		}
+	}
+	if _, ok := env.Store.(artifact.Attacher); !ok && k.key != nil {
+		return nil, fmt.Errorf("%s cannot be signed: the store %T keeps no attachments", tpl.Name, env.Store)
 	}
 	return k, k.choose(ctx)
 }

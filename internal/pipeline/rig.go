@@ -88,7 +88,7 @@ func (k *bake) boot(ctx context.Context, id string, booted link) (*rig, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &rig{k: k, id: id, mach: mach, base: base, trail: []passed{{booted.name, booted.kind, booted.key, booted.inputs, k.env.now()}}}
+	r := &rig{k: k, id: id, mach: mach, base: base, trail: []passed{{booted.name, booted.kind, booted.key, booted.inputs, k.env.now(), id}}}
 	if err := r.connect(ctx, k.sshTimeout()); err != nil {
 		return r, err
 	}
@@ -180,7 +180,7 @@ func (r *rig) step(ctx context.Context) error {
 		event.Warnf(ctx, "no more checkpoints in this build, and the next one bakes again: %v", err)
 		r.k.cannotTell(r)
 	}
-	r.trail = append(r.trail, passed{l.name, l.kind, l.key, l.inputs, r.k.env.now()})
+	r.trail = append(r.trail, passed{l.name, l.kind, l.key, l.inputs, r.k.env.now(), r.id})
 	if !l.never {
 		r.save(ctx)
 	}

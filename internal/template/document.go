@@ -15,6 +15,7 @@ type document struct {
 	Test      []Block           `yaml:"test" jsonschema_description:"checks of the sealed image in a fresh boot"`
 	Seal      sealBlock         `yaml:"seal" jsonschema_description:"how the image is sealed"`
 	Tags      []string          `yaml:"tags" jsonschema_description:"tags that are moved to each new image"`
+	Sign      signBlock         `yaml:"sign" jsonschema_description:"who signs the image"`
 	Fleet     *fleetBlock       `yaml:"fleet" jsonschema_description:"how instances of the image run and are replaced"`
 }
 
@@ -42,13 +43,14 @@ type cacheBlock struct {
 }
 
 type fleetBlock struct {
-	Name     string      `yaml:"name" jsonschema_description:"name of the fleet; that of the template where it is not given"`
-	Size     int         `yaml:"size" jsonschema_description:"number of instances (1)"`
-	UserData string      `yaml:"user_data" jsonschema_description:"cloud-init user data or a script, given to each instance"`
-	Pool     Block       `yaml:"pool" rebake:"required" jsonschema_description:"what makes and removes instances"`
-	Router   Block       `yaml:"router" rebake:"required" jsonschema_description:"what sends traffic to them"`
-	Health   healthBlock `yaml:"health" rebake:"required" jsonschema_description:"how an instance is judged: http or tcp"`
-	Deploy   deployBlock `yaml:"deploy" jsonschema_description:"how the fleet is replaced"`
+	Name     string        `yaml:"name" jsonschema_description:"name of the fleet; that of the template where it is not given"`
+	Size     int           `yaml:"size" jsonschema_description:"number of instances (1)"`
+	UserData string        `yaml:"user_data" jsonschema_description:"cloud-init user data or a script, given to each instance"`
+	Pool     Block         `yaml:"pool" rebake:"required" jsonschema_description:"what makes and removes instances"`
+	Router   Block         `yaml:"router" rebake:"required" jsonschema_description:"what sends traffic to them"`
+	Health   healthBlock   `yaml:"health" rebake:"required" jsonschema_description:"how an instance is judged: http or tcp"`
+	Deploy   deployBlock   `yaml:"deploy" jsonschema_description:"how the fleet is replaced"`
+	Require  *requireBlock `yaml:"require" jsonschema_description:"what an image must have to run in the fleet"`
 }
 
 type healthBlock struct {

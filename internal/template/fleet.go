@@ -33,6 +33,9 @@ func (l *loader) fleet(e *entry, doc document, kinds Kinds) (*Fleet, error) {
 	if out.Health, err = health(f.Health, n.get("health"), at); err != nil {
 		return nil, err
 	}
+	if out.Require, err = f.Require.read("require.", at); err != nil {
+		return nil, err
+	}
 	out.Deploy, err = deploy(f.Deploy, out.Size, len(doc.Test) > 0, at)
 	return out, err
 }

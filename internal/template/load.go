@@ -62,6 +62,8 @@ func load(s *source, dir string, o Options) (*Template, error) {
 		Name: doc.Name, Version: doc.Version, Tags: doc.Tags, Labels: doc.Labels,
 		Seal: Seal{Skip: doc.Seal.Skip}, Secrets: keys(l.scope.secrets),
 	}
+	t.Sign = doc.Sign.Key
+	t.Variables, t.Sensitive = l.shown()
 	if err := l.words(root, doc); err != nil {
 		return nil, err
 	}

@@ -24,7 +24,11 @@ type Template struct {
 	Tests   []Step  // test:
 	Seal    Seal
 	Fleet   *Fleet   // nil: no fleet
+	Sign    string   // name or path of the key that signs; "": nobody does
 	Secrets []string // values of sensitive variables, for the redactor
+
+	Variables map[string]string // by name, as they were set; sensitive ones are not in it
+	Sensitive []string          // names of those
 }
 
 // Build is one entry of build:, alias and kind the same unless `kind:` says otherwise.
@@ -87,6 +91,7 @@ type Fleet struct {
 	RouterKind string
 	Health     Health
 	Deploy     Deploy
+	Require    *Require // nil: nothing
 }
 
 // Health is how an instance is judged.
