@@ -17,7 +17,7 @@ type baking struct {
 
 // attachers are what a bake says of its image besides its metadata, in order.
 func (k *bake) attachers() []func(context.Context, artifact.Attacher, artifact.Image, *baking) error {
-	return nil
+	return []func(context.Context, artifact.Attacher, artifact.Image, *baking) error{k.state, k.sign} // sign is the last: it signs what is there
 }
 
 // attach adds all that is said of an image before the image is there: whoever
