@@ -181,48 +181,6 @@ func (d *Deployer) Abort(ctx context.Context, reason string) (Result, error) {
 	})
 }
 
-// Rollback goes back to the image before: with one traffic write while the old
-// slot is kept, or by aborting what is unfinished, or by a new deployment of
-// the previous proven image, all at once but with its health gates. The image that
-// it goes back to must have what the fleet requires (Admit), unless the deployment
-// is unfinished: then that image serves still.
-func (d *Deployer) Rollback(ctx context.Context, reason string) (Result, error) {
-	return d.RollbackOver(ctx, reason, "")
-}
-
-// RollbackOver is Rollback where override, if it is not empty, says why what the
-// fleet requires does not count. It is kept in the history.
-func (d *Deployer) RollbackOver(ctx context.Context, reason, override string) (Result, error) {
-	if override != "" {
-		reason += "; policy overridden: " + override
-	}
-	return d.session(ctx, func(s *session) (Result, error) {
-		if r := s.history.Unfinished(); r != nil && !r.State.Proven() {
-			return s.back(ctx, *r, reason)
-		} else if r != nil {
-			if _, err := s.finish(ctx, *r, true); err != nil {
-				return Result{Record: *r}, err
-			}
-		}
-		if old, r := s.history.Kept(); r != nil {
-			if err := d.admit(ctx, old.Spec.Image, override); err != nil {
-				return Result{Record: *r}, err
-			}
-			return s.back(ctx, *r, reason)
-		}
-		prev := s.history.Previous()
-		if prev == nil {
-			return Result{}, fmt.Errorf("%w: %s has no earlier proven image; deploy one with `rebake deploy TEMPLATE --image NAME:VERSION`", ErrNothing, d.Config.Name)
-		}
-		if err := d.admit(ctx, prev.Spec.Image, override); err != nil {
-			return Result{}, err
-		}
-		last := s.history.Last().Policy
-		last.Steps = []Step{{Permille: 1000}}
-		return s.start(ctx, Request{Spec: prev.Spec, Policy: last, Override: override}, true)
-	})
-}
-
 // Tend does what is due: it finishes what is past the point of no return,
 // retires an old slot whose time is over (now: whether or not it is over), and
 // ends instances that no deployment knows.
