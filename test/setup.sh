@@ -11,6 +11,7 @@ parts=(
   qemu-img:qemu-utils
   haproxy:haproxy
   git:git
+  docker-registry:docker-registry
 )
 if [[ $system == Linux ]]; then
   parts+=(

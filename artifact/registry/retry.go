@@ -1,0 +1,156 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"net/http"
+	"regexp"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/rebake/rebake/artifact"
+	"oras.land/oras-go/v2/errdef"
+	"oras.land/oras-go/v2/registry/remote/errcode"
+)
+
+const (
+	longestPause = 30 * time.Second
+	longestAfter = 5 * time.Minute // of a server's Retry-After that is respected
+)
+
+// busy is a transport that makes errors of the answers that pass.
+type busy struct{ next http.RoundTripper }
+
+type busyError struct {
+	status int
+	after  time.Duration
+}
+
+func (e *busyError) Error() string {
+	return fmt.Sprintf("the registry answered %d %s", e.status, http.StatusText(e.status))
+}
+
+func (b busy) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := b.next.RoundTrip(r)
+	if err != nil || resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestTimeout || resp.StatusCode == http.StatusNotImplemented {
+		return resp, err
+	}
+	resp.Body.Close()
+	e := &busyError{status: resp.StatusCode}
+	if text := resp.Header.Get("Retry-After"); text != "" {
+		if n, err := strconv.Atoi(text); err == nil && n > 0 {
+			e.after = time.Duration(min(n, 1<<20)) * time.Second
+		} else if at, err := http.ParseTime(text); err == nil {
+			e.after = time.Until(at)
+		}
+	}
+	return nil, e
+}
+
+// local marks an error of this side, which trying again does not mend.
+type localError struct{ error }
+
+func (e localError) Unwrap() error { return e.error }
+
+// passes tells whether an error may go away by itself.
+func passes(err error) bool {
+	var resp *errcode.ErrorResponse
+	var here localError
+	var path *fs.PathError
+	switch {
+	case errors.As(err, &resp), errors.As(err, &here), errors.As(err, &path), errors.Is(err, errdef.ErrNotFound),
+		errors.Is(err, artifact.ErrCorrupt), errors.Is(err, http.ErrSchemeMismatch):
+		return false
+	}
+	return true
+}
+
+// retry runs f again while its errors may pass, with growing pauses of random
+// length, or as long as the server asks.
+func (c *client) retry(ctx context.Context, what string, f func(context.Context) error) error {
+	pause := c.o.first
+	for try := 1; ; try++ {
+		err := f(ctx)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if !passes(err) {
+			return fmt.Errorf("%s: %w", what, clean(err))
+		}
+		if try == c.o.Retries {
+			return fmt.Errorf("%s: given up after %d tries: %w", what, try, clean(err))
+		}
+		wait := pause/2 + rand.N(pause/2+1)
+		var b *busyError
+		if errors.As(err, &b) && b.after > wait {
+			if b.after > longestAfter {
+				return fmt.Errorf("%s: %w, and asks to wait for %s: try later", what, b, b.after.Round(time.Second))
+			}
+			wait = b.after
+		}
+		c.o.Warn(fmt.Sprintf("%s: %v; again in %s", what, clean(err), wait.Round(10*time.Millisecond)))
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		pause = min(2*pause, longestPause)
+	}
+}
+
+// cleaned is an error without what URLs may hold: signatures, tokens, users.
+type cleaned struct {
+	text string
+	err  error
+}
+
+func (e *cleaned) Error() string { return e.text }
+func (e *cleaned) Unwrap() error { return e.err }
+
+var query = regexp.MustCompile(`(https?://[^\s"?]*)\?[^\s"]*`)
+
+func clean(err error) error {
+	text := hide(query.ReplaceAllString(err.Error(), "$1?…"))
+	if len(text) > 2000 {
+		text = text[:2000] + "…"
+	}
+	switch {
+	case errors.Is(err, syscall.ENOSPC):
+		text += " (the disk is full: `rebake images prune` frees space, then run it again: what is here is not fetched again)"
+	case errors.Is(err, http.ErrSchemeMismatch):
+		text += " (a registry without TLS needs --plain-http)"
+	}
+	return &cleaned{text, err}
+}
+
+// moving cancels its context when no byte passes for a while.
+type moving struct {
+	io.Reader
+	t     *time.Timer
+	stall time.Duration
+	seen  func(n int)
+}
+
+func (m *moving) Read(p []byte) (int, error) {
+	n, err := m.Reader.Read(p)
+	if n > 0 {
+		m.t.Reset(m.stall)
+		m.seen(n)
+	}
+	return n, err
+}
+
+// watch returns a context that ends when the reader that it wraps stalls.
+func (c *client) watch(ctx context.Context, seen func(n int)) (context.Context, func(io.Reader) io.Reader, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	t := time.AfterFunc(c.o.Stall, func() { cancel(fmt.Errorf("no byte for %s", c.o.Stall)) })
+	return ctx, func(r io.Reader) io.Reader { return &moving{r, t, c.o.Stall, seen} }, func() { t.Stop(); cancel(nil) }
+}

@@ -1,0 +1,383 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/artifact/oci"
+	"golang.org/x/sync/errgroup"
+	"oras.land/oras-go/v2/content"
+	"oras.land/oras-go/v2/registry/remote"
+	"oras.land/oras-go/v2/registry/remote/errcode"
+)
+
+// Result says what a transfer did.
+type Result struct {
+	Image  artifact.Image `json:"image"`
+	Ref    string         `json:"ref"`   // where the image is now
+	Blobs  int            `json:"blobs"` // that it needs
+	Moved  int            `json:"moved"` // that were not there
+	Bytes  int64          `json:"bytes"` // of those
+	Shared int64          `json:"shared"`
+}
+
+// gauge adds up the bytes of many goroutines. What is moved again does not count.
+type gauge struct {
+	mu          sync.Mutex
+	done, total int64
+	tell        func(done, total int64)
+}
+
+func (g *gauge) blob(size int64) (seen func(n int), again func()) {
+	var best, at int64
+	return func(n int) {
+			at += int64(n)
+			if at <= best || at > size {
+				return
+			}
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			g.done, best = g.done+at-best, at
+			if g.tell != nil {
+				g.tell(g.done, g.total)
+			}
+		}, func() {
+			at = 0
+		}
+}
+
+func (c *client) sum(blobs []v1.Descriptor) *gauge {
+	g := &gauge{tell: c.o.Progress}
+	for _, b := range blobs {
+		g.total += b.Size
+	}
+	return g
+}
+
+func needs(m v1.Manifest) []v1.Descriptor {
+	var out []v1.Descriptor
+	seen := map[string]bool{}
+	for _, b := range append([]v1.Descriptor{m.Config}, m.Layers...) {
+		if !seen[string(b.Digest)] {
+			seen[string(b.Digest)] = true
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
+// lacking asks the repository which blobs it does not have.
+func (c *client) lacking(ctx context.Context, r *remote.Repository, blobs []v1.Descriptor) ([]v1.Descriptor, error) {
+	have := make([]bool, len(blobs))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(2 * c.o.Parallel)
+	for i, b := range blobs {
+		g.Go(func() error {
+			return c.retry(ctx, "look for blob "+short(b), func(ctx context.Context) (err error) {
+				have[i], err = r.Blobs().Exists(ctx, b)
+				return err
+			})
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	var out []v1.Descriptor
+	for i, b := range blobs {
+		if !have[i] {
+			out = append(out, b)
+		}
+	}
+	return out, nil
+}
+
+func short(d v1.Descriptor) string { return artifact.Digest(d.Digest).Hex()[:12] }
+
+// Push brings an image with its tags from the local layout to a store. Only
+// blobs that are not there travel; the version is visible when all are there.
+// ErrExists if the version is there as another image.
+func Push(ctx context.Context, from *oci.Store, img artifact.Image, to Address, o Options) (Result, error) {
+	c, err := newClient(o)
+	if err != nil {
+		return Result{}, err
+	}
+	raw, m, desc, err := from.ReadManifest(img.Digest)
+	if err != nil {
+		return Result{}, err
+	}
+	dst := to.Of(img.Name, img.Version)
+	return c.send(ctx, img, raw, m, desc, dst, func(ctx context.Context, b v1.Descriptor) (io.ReadCloser, error) {
+		f, err := from.OpenBlob(b)
+		if err != nil {
+			return nil, localError{err}
+		}
+		return f, nil
+	}, to.parent(img))
+}
+
+// parent is the repository that blobs of an image may be mounted from, or "".
+func (a Address) parent(img artifact.Image) string {
+	r, err := artifact.ParseRef(img.Lineage.Parent)
+	if err != nil || r.Name == img.Name || img.Lineage.ParentDigest.Validate() != nil {
+		return ""
+	}
+	return a.Of(r.Name, "").Path
+}
+
+// Copy brings an image from one registry to another store; blobs of one host
+// are mounted, not moved. Its moving tags stay behind.
+func Copy(ctx context.Context, src, to Address, o Options) (Result, error) {
+	c, err := newClient(o)
+	if err != nil {
+		return Result{}, err
+	}
+	raw, m, img, err := c.image(ctx, src, "")
+	if err != nil {
+		return Result{}, err
+	}
+	from := c.repo(src)
+	mount := ""
+	if src.Host == to.Host {
+		mount = src.Path
+	}
+	img.Tags = nil
+	desc := content.NewDescriptorFromBytes(v1.MediaTypeImageManifest, raw)
+	return c.send(ctx, img, raw, m, desc, to.Of(img.Name, img.Version), func(ctx context.Context, b v1.Descriptor) (io.ReadCloser, error) {
+		return from.Blobs().Fetch(ctx, b)
+	}, mount)
+}
+
+type opener func(context.Context, v1.Descriptor) (io.ReadCloser, error)
+
+func (c *client) send(ctx context.Context, img artifact.Image, raw []byte, m v1.Manifest, desc v1.Descriptor, dst Address, open opener, mount string) (Result, error) {
+	r := c.repo(dst)
+	res := Result{Image: img, Ref: dst.String()}
+	have, found, err := c.head(ctx, r, remoteTag(dst.Tag))
+	if err != nil {
+		return res, err
+	}
+	if found && have.Digest != desc.Digest {
+		return res, fmt.Errorf("%s is %s there: %w", dst, have.Digest, artifact.ErrExists)
+	}
+	blobs := needs(m)
+	missing, err := c.lacking(ctx, r, blobs)
+	if err != nil {
+		return res, err
+	}
+	res.Blobs, res.Moved = len(blobs), len(missing)
+	for _, b := range blobs {
+		res.Shared += b.Size
+	}
+	res.Bytes = c.sum(missing).total
+	res.Shared -= res.Bytes
+	if err := c.sendBlobs(ctx, r, missing, open, mount); err != nil {
+		return res, err
+	}
+	for _, tag := range append([]string{img.Version}, img.Tags...) {
+		if found && tag == img.Version {
+			continue
+		}
+		// A registry may lose one of two uploads of the same blob at once, and
+		// says so when the manifest comes: what it lacks then is sent again.
+		err := c.retry(ctx, "finish "+dst.String(), func(ctx context.Context) error {
+			err := c.sendTag(ctx, r, img, desc, raw, tag)
+			var resp *errcode.ErrorResponse
+			if !errors.As(err, &resp) || !slices.ContainsFunc(resp.Errors, func(e errcode.Error) bool { return e.Code == errcode.ErrorCodeManifestBlobUnknown }) {
+				return final(err)
+			}
+			lost, lerr := c.lacking(ctx, r, blobs)
+			if lerr == nil {
+				lerr = c.sendBlobs(ctx, r, lost, open, "")
+			}
+			if lerr != nil {
+				return final(lerr)
+			}
+			return fmt.Errorf("the registry lost %d blobs that were sent", len(lost))
+		})
+		if err != nil {
+			return res, err
+		}
+	}
+	return res, nil
+}
+
+func (c *client) sendBlobs(ctx context.Context, r *remote.Repository, blobs []v1.Descriptor, open opener, mount string) error {
+	gauge := c.sum(blobs)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(c.o.Parallel)
+	for _, b := range blobs {
+		g.Go(func() error { return c.sendBlob(ctx, r, b, open, mount, gauge) })
+	}
+	return g.Wait()
+}
+
+// final marks an error that was tried often enough.
+func final(err error) error {
+	if err == nil {
+		return nil
+	}
+	return localError{err}
+}
+
+// sendTag points a tag at the manifest: one request, all or nothing.
+func (c *client) sendTag(ctx context.Context, r *remote.Repository, img artifact.Image, desc v1.Descriptor, raw []byte, tag string) error {
+	if tag != img.Version { // a version never moves
+		old, _, is, err := c.imageIn(ctx, r, remoteTag(tag), "")
+		switch {
+		case errors.Is(err, artifact.ErrNotFound):
+		case err != nil:
+			return fmt.Errorf("tag %s: %w", tag, err)
+		case remoteTag(is.Version) == remoteTag(tag) && !bytes.Equal(old, raw):
+			return fmt.Errorf("%s is a version there, which never moves: %w", tag, artifact.ErrExists)
+		}
+	}
+	return c.retry(ctx, "write "+tag, func(ctx context.Context) error {
+		return r.Manifests().PushReference(ctx, desc, bytes.NewReader(raw), remoteTag(tag))
+	})
+}
+
+func (c *client) sendBlob(ctx context.Context, r *remote.Repository, b v1.Descriptor, open opener, mount string, g *gauge) error {
+	seen, again := g.blob(b.Size)
+	return c.retry(ctx, "push blob "+short(b), func(ctx context.Context) error {
+		again()
+		ctx, wrap, stop := c.watch(ctx, seen)
+		defer stop()
+		body := func() (io.ReadCloser, error) {
+			f, err := open(ctx, b)
+			if err != nil {
+				return nil, err
+			}
+			return struct {
+				io.Reader
+				io.Closer
+			}{wrap(f), f}, nil
+		}
+		if mount != "" {
+			return caused(ctx, r.Mount(ctx, b, mount, body))
+		}
+		f, err := body()
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		return caused(ctx, r.Blobs().Push(ctx, b, f))
+	})
+}
+
+// caused says why a transfer was ended by watch.
+func caused(ctx context.Context, err error) error {
+	if why := context.Cause(ctx); err != nil && why != nil && !errors.Is(why, context.Canceled) {
+		return why
+	}
+	return err
+}
+
+// image reads an image's manifest and config; arch picks from an index.
+func (c *client) image(ctx context.Context, a Address, arch string) ([]byte, v1.Manifest, artifact.Image, error) {
+	reference := remoteTag(a.Tag)
+	if a.Dig != "" {
+		reference = string(a.Dig)
+	}
+	if reference == "" {
+		reference = artifact.Latest
+	}
+	raw, m, img, err := c.imageIn(ctx, c.repo(a), reference, arch)
+	if err != nil {
+		return nil, m, img, fmt.Errorf("%s: %w", a, err)
+	}
+	if "/"+a.Path != "/"+img.Name && !strings.HasSuffix("/"+a.Path, "/"+img.Name) {
+		return nil, m, img, fmt.Errorf("%s: %w: the image there says that its name is %.150q", a, artifact.ErrCorrupt, img.Name)
+	}
+	return raw, m, img, nil
+}
+
+func (c *client) imageIn(ctx context.Context, r *remote.Repository, reference, arch string) (raw []byte, m v1.Manifest, img artifact.Image, err error) {
+	desc, found, err := c.head(ctx, r, reference)
+	if err == nil && !found {
+		err = artifact.ErrNotFound
+	}
+	if err != nil {
+		return nil, m, img, err
+	}
+	if raw, err = c.manifest(ctx, r, desc); err != nil {
+		return nil, m, img, err
+	}
+	if desc.MediaType == v1.MediaTypeImageIndex {
+		if desc, err = pick(raw, arch); err != nil {
+			return nil, m, img, err
+		}
+		if raw, err = c.manifest(ctx, r, desc); err != nil {
+			return nil, m, img, err
+		}
+	}
+	if m, err = oci.CheckManifest(raw); err != nil {
+		return nil, m, img, err
+	}
+	err = c.retry(ctx, "read the image's config", func(ctx context.Context) error {
+		rc, err := r.Blobs().Fetch(ctx, m.Config)
+		if err != nil {
+			return err
+		}
+		defer rc.Close()
+		cfg, err := content.ReadAll(rc, m.Config) // no more than its size, and its digest
+		if err != nil {
+			return mismatch(err)
+		}
+		if err := json.Unmarshal(cfg, &img); err != nil {
+			return fmt.Errorf("%w: the image's config: %w", artifact.ErrCorrupt, err)
+		}
+		return nil
+	})
+	img.Digest, img.Tags = artifact.Digest(content.NewDescriptorFromBytes("", raw).Digest), nil
+	return raw, m, img, err
+}
+
+func mismatch(err error) error {
+	if errors.Is(err, content.ErrMismatchedDigest) || errors.Is(err, content.ErrTrailingData) || errors.Is(err, content.ErrInvalidDescriptorSize) {
+		return fmt.Errorf("%w: %w", artifact.ErrCorrupt, err)
+	}
+	return err
+}
+
+func (c *client) manifest(ctx context.Context, r *remote.Repository, desc v1.Descriptor) (raw []byte, err error) {
+	if desc.Size > oci.MaxManifest {
+		return nil, fmt.Errorf("%w: a manifest of %d bytes", artifact.ErrCorrupt, desc.Size)
+	}
+	err = c.retry(ctx, "read the manifest", func(ctx context.Context) error {
+		rc, err := r.Manifests().Fetch(ctx, desc)
+		if err != nil {
+			return err
+		}
+		defer rc.Close()
+		raw, err = content.ReadAll(rc, desc)
+		return mismatch(err)
+	})
+	return raw, err
+}
+
+// pick finds the image for an architecture in an index.
+func pick(raw []byte, arch string) (v1.Descriptor, error) {
+	var idx v1.Index
+	if err := json.Unmarshal(raw, &idx); err != nil {
+		return v1.Descriptor{}, fmt.Errorf("%w: the index: %w", artifact.ErrCorrupt, err)
+	}
+	var found []v1.Descriptor
+	for _, d := range idx.Manifests {
+		if d.MediaType == v1.MediaTypeImageManifest && artifact.Digest(d.Digest).Validate() == nil && d.Size > 0 && (arch == "" || d.Platform != nil && d.Platform.Architecture == arch) {
+			found = append(found, d)
+		}
+	}
+	if len(found) != 1 {
+		return v1.Descriptor{}, fmt.Errorf("the index has %d images for %s: name one by its digest, as in …@sha256:…", len(found), arch)
+	}
+	return found[0], nil
+}
