@@ -16,7 +16,7 @@ import (
 
 // behind puts the plan's faults before pool and router, once 1 serves, and
 // deploys 2 under traffic.
-func behind(t *testing.T, plan fault.Plan, req fleet.Request) (w *world, in *fault.Injector, res fleet.Result, err error, sent, failed int) {
+func behind(t *testing.T, plan fault.Plan, req fleet.Request) (w *world, in *fault.Injector, res fleet.Result, sent, failed int, err error) {
 	t.Helper()
 	w = newWorld(t, map[artifact.Digest]fake.Behaviour{"sha256:2": {Boot: time.Second}})
 	if _, err := w.d.Deploy(t.Context(), request("1")); err != nil {
@@ -27,7 +27,7 @@ func behind(t *testing.T, plan fault.Plan, req fleet.Request) (w *world, in *fau
 	stop := w.traffic()
 	res, err = w.d.Deploy(t.Context(), req)
 	sent, failed = stop()
-	return w, in, res, err, sent, failed
+	return w, in, res, sent, failed, err
 }
 
 // Each call of a deployment goes wrong once: it fails, or it is done and says
@@ -40,7 +40,7 @@ func TestEachCallMayGoWrongOnce(t *testing.T) {
 		calls := 1
 		for k := 1; k <= calls; k++ {
 			synctest.Test(t, func(t *testing.T) {
-				w, in, res, err, sent, failed := behind(t, fault.Plan{At: k, As: as, Burst: 2}, req)
+				w, in, res, sent, failed, err := behind(t, fault.Plan{At: k, As: as, Burst: 2}, req)
 				if err != nil || res.State != fleet.Done || failed > 0 || sent == 0 {
 					t.Errorf("call %d %s: %s, %v; %d of %d requests failed", k, as, res.State, err, failed, sent)
 				}
@@ -70,7 +70,7 @@ func TestACallThatNeverWorks(t *testing.T) {
 			t.Run(call+" "+name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					c.plan.Only = []string{call}
-					w, in, res, err, _, failed := behind(t, c.plan, request("2"))
+					w, in, res, _, failed, err := behind(t, c.plan, request("2"))
 					want := map[bool]error{true: fleet.ErrBlocked, false: fleet.ErrRolledBack}[call == "weigh"]
 					if !errors.Is(err, want) || !strings.Contains(res.Reason, c.says) || failed > 0 {
 						t.Errorf("%s: %v; %d requests failed", res.State, err, failed)
@@ -97,7 +97,7 @@ func TestSlowCallsOnlyTakeTheirTime(t *testing.T) {
 		req := request("2")
 		req.Policy.Launch, req.Policy.Within, req.Policy.Verify, req.Policy.Restore = time.Minute, time.Minute, time.Minute, time.Minute
 		began := time.Now()
-		w, _, res, err, _, failed := behind(t, fault.Plan{Slow: 1, Delay: time.Second}, req)
+		w, _, res, _, failed, err := behind(t, fault.Plan{Slow: 1, Delay: time.Second}, req)
 		if err != nil || res.State != fleet.Baking || failed > 0 || time.Since(began) < 15*time.Second {
 			t.Errorf("%s after %s: %v; %d requests failed", res.State, time.Since(began), err, failed)
 		}
@@ -112,7 +112,7 @@ func TestALieMayFreezeADeploymentAndHarmsNobody(t *testing.T) {
 	came := map[fleet.State]int{}
 	for seed := range uint64(200) {
 		synctest.Test(t, func(t *testing.T) {
-			w, in, res, err, sent, failed := behind(t, fault.Plan{Seed: seed, Lie: 0.02 * float64(seed%5+1)}, request("2"))
+			w, in, res, sent, failed, err := behind(t, fault.Plan{Seed: seed, Lie: 0.02 * float64(seed%5+1)}, request("2"))
 			came[res.State]++
 			if failed > 0 {
 				t.Errorf("seed %d: %d of %d requests failed on the way to %s: %v", seed, failed, sent, res.State, err)
