@@ -48,6 +48,7 @@ func notices(t *testing.T, w *world) (stages []string, all []fleet.Notice) {
 // A fleet is deployed through gates, told of by a hook, looked at for drift, and
 // healed, all on real guests.
 func TestAFleetIsJudgedToldOfLookedAtAndHealed(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	w := newWorld(t)
 	addr := freeAddr(t)
 	url := "http://" + addr + "/cgi-bin/app"

@@ -28,6 +28,7 @@ func as(t *testing.T, old, text string) string {
 // Real machines that do not do what they should, and one that is killed: each new
 // image is refused for a reason that names it, and version 1 serves as before.
 func TestMachinesThatGoWrongInASwap(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	home, addr := t.TempDir(), freeAddr(t)
 	r, err := newCrashRig(home, addr)
 	must(t, err)

@@ -15,6 +15,7 @@ import (
 // signed and tested image, and refuses an unsigned, an untested and a tampered one,
 // each in its own words, while the one before serves.
 func TestAFleetRefusesWhatItDoesNotTrust(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	w := newWorld(t)
 	addr := freeAddr(t)
 	url := "http://" + addr + "/cgi-bin/app"

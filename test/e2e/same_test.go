@@ -28,6 +28,7 @@ var eachOwn = []string{
 // A build that goes on from what was saved gives the guest that one from nothing
 // gives: each file's path, mode, owner and content, asked in the guest.
 func TestACachedBuildIsAnUncachedOneInARealGuest(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
