@@ -9,21 +9,34 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/gofrs/flock"
 	"github.com/rebake/rebake/artifact"
 )
 
-// Disk writes the image at path as raw (sparse) or qcow2, all or nothing. What
-// was there is replaced. qcow2 needs qemu-img, and for a while room for the raw
-// disk beside path.
+// Formats are what Disk writes: raw (sparse), qcow2, vmdk (stream optimized, as
+// VMware imports it), vhd (dynamic), and containerdisk (an OCI image in a tar, for
+// KubeVirt).
+var Formats = []string{"qcow2", "raw", "vmdk", "vhd", "containerdisk"}
+
+// convert is how qemu-img is told of each format.
+var convert = map[string][]string{
+	"qcow2":         {"-O", "qcow2"},
+	"containerdisk": {"-O", "qcow2"},
+	"vmdk":          {"-O", "vmdk", "-o", "subformat=streamOptimized"},
+	"vhd":           {"-O", "vpc", "-o", "subformat=dynamic,force_size=on"}, // else it would grow to whole cylinders
+}
+
+// Disk writes the image at path, all or nothing. What was there is replaced. All
+// but raw need qemu-img, and for a while room for the raw disk beside path.
 func Disk(ctx context.Context, s artifact.Store, img artifact.Image, format, path string, progress func(done, total int64)) (err error) {
 	if format == "raw" {
 		return s.Fetch(ctx, img.Content, path, progress)
 	}
-	if format != "qcow2" {
-		return fmt.Errorf("format %q is not raw or qcow2", format)
+	if convert[format] == nil {
+		return fmt.Errorf("format %q is none of %s", format, strings.Join(Formats, ", "))
 	}
 	// The work directory has one name for each path and is locked, so that an
 	// export to the same path finds what a killed one left.
@@ -36,16 +49,23 @@ func Disk(ctx context.Context, s artifact.Store, img artifact.Image, format, pat
 		return errors.Join(fmt.Errorf("another rebake exports to %s", path), err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir), lock.Close()) }()
-	raw, out := filepath.Join(dir, "disk.raw"), filepath.Join(dir, "disk.qcow2")
+	raw, out := filepath.Join(dir, "disk.raw"), filepath.Join(dir, "disk.out")
 	if err := s.Fetch(ctx, img.Content, raw, progress); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, "qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", raw, out)
+	cmd := exec.CommandContext(ctx, "qemu-img", slices.Concat([]string{"convert", "-q", "-f", "raw"}, convert[format], []string{raw, out})...)
 	if msg, err := cmd.CombinedOutput(); err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		return fmt.Errorf("qemu-img convert: %w: %s", err, strings.TrimSpace(string(msg)))
+	}
+	if format == "containerdisk" {
+		disk := out
+		out = filepath.Join(dir, "image.tar")
+		if err := errors.Join(os.Remove(raw), containerDisk(ctx, img, disk, dir, out)); err != nil {
+			return err
+		}
 	}
 	if err := sync(out); err != nil {
 		return err

@@ -39,7 +39,7 @@ func image(t *testing.T) (artifact.Store, artifact.Image, []byte) {
 
 func TestDisk(t *testing.T) {
 	s, img, data := image(t)
-	for _, format := range []string{"raw", "qcow2"} {
+	for _, format := range []string{"raw", "qcow2", "vmdk", "vhd"} {
 		t.Run(format, func(t *testing.T) {
 			dir := t.TempDir()
 			path := filepath.Join(dir, "out")
@@ -70,7 +70,11 @@ func TestDisk(t *testing.T) {
 			if err := json.Unmarshal(out, &info); err != nil {
 				t.Fatal(err)
 			}
-			if info.Format != format || info.Size != img.DiskSize || info.Backing != "" || done != img.DiskSize {
+			want := map[string]string{"vhd": "vpc"}[format]
+			if want == "" {
+				want = format
+			}
+			if info.Format != want || info.Size != img.DiskSize || info.Backing != "" || done != img.DiskSize {
 				t.Errorf("%+v, progress ended at %d", info, done)
 			}
 			raw := filepath.Join(dir, "raw")
@@ -94,7 +98,7 @@ func TestDiskLeavesNothing(t *testing.T) {
 		format string
 		path   string
 	}{
-		"unknown format": {t.Context(), img, "vmdk", "out"},
+		"unknown format": {t.Context(), img, "ova", "out"},
 		"ended context":  {ended, img, "qcow2", "out"},
 		"not stored":     {t.Context(), artifact.Image{Content: "sha256:1"}, "qcow2", "out"},
 		"to a directory": {t.Context(), img, "qcow2", "full"},

@@ -237,6 +237,9 @@ func seekStart(f *os.File) error {
 	return err
 }
 
+// maxL1 bounds what QEMU would hold in memory: 32 MiB, its own limit.
+const maxL1 = 32 << 20 / 8
+
 // safeQcow2 tells whether the file is a qcow2, and refuses one that names other
 // files: a backing file or a data file would make QEMU read this computer's.
 func safeQcow2(path string) (bool, error) {
@@ -263,6 +266,10 @@ func safeQcow2(path string) (bool, error) {
 		return false, errors.New("the qcow2 names an external data file, which could be any file of this computer: flatten it first (qemu-img convert)")
 	case be.Uint32(h[32:]) != 0:
 		return false, errors.New("the qcow2 is encrypted: decrypt it first (qemu-img convert)")
+	case be.Uint32(h[60:]) != 0:
+		return false, errors.New("the qcow2 holds snapshots, which an image has no use for: flatten it first (qemu-img convert)")
+	case be.Uint32(h[36:]) > maxL1:
+		return false, fmt.Errorf("the qcow2 claims a first table of %d entries; at most %d are read", be.Uint32(h[36:]), maxL1)
 	case be.Uint64(h[24:]) > 16<<40:
 		return false, errors.New("the qcow2 claims to be larger than 16 TiB")
 	}

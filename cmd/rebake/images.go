@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,8 +32,8 @@ func imagesCommand() *cli.Command {
 			{Name: "rm", Usage: "remove an image, or only a moving tag", ArgsUsage: "REF",
 				Description: help("name:version removes the image with its tags, name:tag only the tag. An image that a fleet\nruns or can go back to is refused. `rebake images prune` frees the space.", "rebake images rm web:20261101.1"), Action: with(imagesRm)},
 			{Name: "export", Usage: "write an image as a bootable disk file", ArgsUsage: "REF FILE",
-				Flags:       []cli.Flag{&cli.StringFlag{Name: "format", Usage: "`qcow2` or raw", Value: "qcow2"}},
-				Description: help("The file boots by itself, in plain QEMU or under libvirt.", "rebake images export web:latest web.qcow2\nqemu-system-x86_64 -m 512 -nographic web.qcow2"), Action: with(imagesExport)},
+				Flags:       []cli.Flag{&cli.StringFlag{Name: "format", Usage: "`" + strings.Join(export.Formats, ", ") + "`", Value: "qcow2"}, &cli.BoolFlag{Name: "force", Usage: "replace FILE if it exists"}},
+				Description: help("The file boots by itself, in plain QEMU or under libvirt. vmdk and vhd are for other hypervisors;\ncontainerdisk is a tar of an OCI image for KubeVirt (docs/formats.md).", "rebake images export web:latest web.qcow2\nqemu-system-x86_64 -m 512 -nographic web.qcow2"), Action: with(imagesExport)},
 			{Name: "verify", Usage: "re-hash everything that images need", ArgsUsage: "[REF]",
 				Description: help("Reads every chunk and compares it with its digest; without REF, of all images.", "rebake images verify"), Action: with(imagesVerify)},
 			{Name: "prune", Usage: "free the space of what no image needs",
@@ -175,15 +176,15 @@ func imagesExport(s *session) error {
 		return err
 	}
 	format := s.c.String("format")
-	if format != "qcow2" && format != "raw" {
-		return usagef("qcow2 or raw", "unknown --format %q", format)
+	if !slices.Contains(export.Formats, format) {
+		return usagef("one of "+strings.Join(export.Formats, ", "), "unknown --format %q", format)
 	}
 	path, err := filepath.Abs(s.c.Args().Get(1))
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(path); err == nil {
-		return usagef("give another file, or remove it first", "%s exists", path)
+	if _, err := os.Lstat(path); err == nil && !s.c.Bool("force") {
+		return usagef("give another file, or --force replaces it", "%s exists", path)
 	}
 	_, err = event.Do(s.ctx, "export "+filepath.Base(path), func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, export.Disk(ctx, s.Store, img, format, path, event.Progressing(ctx))
