@@ -97,7 +97,7 @@ func TestRollbackAsksOfTheImageBefore(t *testing.T) {
 		if _, err := w.d.Rollback(t.Context(), "by hand"); !errors.Is(err, fleet.ErrRefused) {
 			t.Fatal("once it is gone:", err)
 		}
-		res, err := w.d.RollbackOver(t.Context(), "by hand", "2 loses orders")
+		res, err := w.d.GoBack(t.Context(), fleet.Back{Reason: "by hand", Override: "2 loses orders"})
 		if err != nil || res.New.Spec.Image.Version != "1" || res.Override != "2 loses orders" {
 			t.Fatal(res.New.Spec.Image.Version, res.Override, err)
 		}

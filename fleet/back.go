@@ -58,30 +58,51 @@ func (r Record) orLeave(act Action, p Policy, now time.Time) (Record, Action) {
 // it goes back to must have what the fleet requires (Admit), unless the deployment
 // is unfinished: then that image serves still.
 func (d *Deployer) Rollback(ctx context.Context, reason string) (Result, error) {
-	return d.RollbackOver(ctx, reason, "")
+	return d.GoBack(ctx, Back{Reason: reason})
 }
 
-// RollbackOver is Rollback where override, if it is not empty, says why what the
-// fleet requires does not count. It is kept in the history.
-func (d *Deployer) RollbackOver(ctx context.Context, reason, override string) (Result, error) {
+// Back is a wish to go back.
+type Back struct {
+	Reason   string
+	Override string // why what the fleet requires does not count, kept in the history; "": it does
+	Version  string // of the proven image to go back to; "": the one before
+}
+
+// GoBack is Rollback with more to say. To an image that is not the one before
+// goes a new deployment; ErrUnfinished if another one has to be ended first.
+func (d *Deployer) GoBack(ctx context.Context, b Back) (Result, error) {
+	reason, override := b.Reason, b.Override
 	if override != "" {
 		reason += "; policy overridden: " + override
 	}
+	is := func(r *Release) bool { return b.Version == "" || r != nil && r.Spec.Image.Version == b.Version }
 	return d.session(ctx, func(s *session) (Result, error) {
 		if r := s.history.Unfinished(); r != nil && !r.State.Proven() {
+			if !is(r.Old) {
+				return Result{Record: *r}, unfinished(*r)
+			}
 			return s.back(ctx, *r, reason)
 		} else if r != nil {
 			if _, err := s.finish(ctx, *r, true); err != nil {
 				return Result{Record: *r}, err
 			}
 		}
-		if old, r := s.history.Kept(); r != nil {
+		if old, r := s.history.Kept(); r != nil && is(old) {
 			if err := d.admit(ctx, old.Spec.Image, override); err != nil {
 				return Result{Record: *r}, err
 			}
 			return s.back(ctx, *r, reason)
 		}
+		if cur := s.history.Current(); cur != nil && b.Version != "" && is(cur) {
+			return Result{}, fmt.Errorf("%w: %s serves %s already", ErrNothing, d.Config.Name, name(*cur))
+		}
 		prev := s.history.Previous()
+		if b.Version != "" {
+			if prev = s.history.Proven(b.Version); prev == nil {
+				return Result{}, fmt.Errorf("%w: %s never ran version %s to the end, so it is not proven; `rebake fleet history %s` lists what it ran; deploy another with `rebake deploy TEMPLATE --image NAME:VERSION`",
+					ErrNothing, d.Config.Name, b.Version, d.Config.Name)
+			}
+		}
 		if prev == nil {
 			return Result{}, fmt.Errorf("%w: %s has no earlier proven image; deploy one with `rebake deploy TEMPLATE --image NAME:VERSION`", ErrNothing, d.Config.Name)
 		}

@@ -390,3 +390,50 @@ func killedAt(t *testing.T, b fake.Behaviour, kind string, n int, next string) b
 	}
 	return true
 }
+
+// Any image that the fleet ran to the end can be gone back to by its version.
+func TestRollbackToAVersion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, map[artifact.Digest]fake.Behaviour{"sha256:bad": {Never: true}})
+		for _, v := range []string{"1", "2", "3"} {
+			if _, err := w.d.Deploy(t.Context(), request(v)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := w.d.Deploy(t.Context(), request("bad")); !errors.Is(err, fleet.ErrRolledBack) {
+			t.Fatal(err)
+		}
+		to := func(version string) (fleet.Result, error) {
+			return w.d.GoBack(t.Context(), fleet.Back{Reason: "by hand", Version: version})
+		}
+		for _, v := range []string{"bad", "4", "3"} { // never proven, never there, serves
+			if _, err := to(v); !errors.Is(err, fleet.ErrNothing) {
+				t.Errorf("to %s: %v", v, err)
+			}
+			w.sound("3")
+		}
+		if res, err := to("1"); err != nil || res.New.Spec.Image.Version != "1" || len(res.Policy.Steps) != 1 {
+			t.Fatal(res.State, err)
+		}
+		w.sound("1")
+		began := len(w.recs)
+		if res, err := to("3"); err != nil || res.State != fleet.RolledBack { // it is warm: one write
+			t.Fatal(res.State, err)
+		}
+		w.sound("3")
+		if n := len(w.recs) - began; n > 20 {
+			t.Errorf("%d records for one write", n)
+		}
+		w.crashAt = len(w.recs) + 8
+		if _, _, killed := w.run(func() (fleet.Result, error) { return w.d.Deploy(t.Context(), request("2")) }); !killed {
+			t.Fatal("it was not killed")
+		}
+		if _, err := to("1"); !errors.Is(err, fleet.ErrUnfinished) {
+			t.Errorf("to 1 from an unfinished one: %v", err)
+		}
+		if _, err := to("3"); err != nil {
+			t.Error(err)
+		}
+		w.sound("3")
+	})
+}

@@ -154,6 +154,16 @@ func (h History) Kept() (*Release, *Record) {
 	return nil, nil
 }
 
+// Proven is the newest proven release of an image's version, or nil.
+func (h History) Proven(version string) *Release {
+	for i := len(h) - 1; i >= 0; i-- {
+		if h[i].State.Proven() && h[i].New.Spec.Image.Version == version {
+			return &h[i].New
+		}
+	}
+	return nil
+}
+
 // Previous is the newest proven release of another image than the current one,
 // and none that a rollback went away from; or nil.
 func (h History) Previous() *Release {

@@ -184,15 +184,22 @@ func deployCommand() *cli.Command {
 
 func rollbackCommand() *cli.Command {
 	return &cli.Command{
-		Name: "rollback", Usage: "go back to the image before", ArgsUsage: "FLEET",
-		Description: help("While the old slot is kept this is one traffic write; afterwards a new deployment of the previous\nproven image, all at once but with its health gates.", "rebake rollback web", deployStatuses...),
+		Name: "rollback", Usage: "go back to the image before, or to an earlier one", ArgsUsage: "FLEET [VERSION]",
+		Description: help("While the old slot is kept this is one traffic write; afterwards a new deployment of the previous\nproven image, or of the VERSION that the fleet once ran to the end, all at once but with its health gates.", "rebake rollback web\nrebake rollback web 1.4.0", deployStatuses...),
 		Flags:       []cli.Flag{overridePolicy()},
 		Action: with(func(s *session) error {
-			d, err := s.fleetArg()
+			if n := s.c.NArg(); n < 1 || n > 2 {
+				return usagef("`rebake fleet ls` lists the fleets, `rebake fleet history FLEET` the versions", "rollback takes a fleet and perhaps a version; got %d arguments", n)
+			}
+			d, err := pipeline.Fleet(s.Env, s.c.Args().First())
 			if err != nil {
 				return err
 			}
-			res, err := d.RollbackOver(s.ctx, "rolled back by hand", s.c.String("override-policy"))
+			version := s.c.Args().Get(1)
+			if err := s.stillThere(d, version); err != nil {
+				return err
+			}
+			res, err := d.GoBack(s.ctx, fleet.Back{Reason: "rolled back by hand", Override: s.c.String("override-policy"), Version: version})
 			if err != nil {
 				return err
 			}
@@ -203,6 +210,23 @@ func rollbackCommand() *cli.Command {
 			return s.result(res, text)
 		}),
 	}
+}
+
+// stillThere looks for the image of a proven version before anything is touched.
+func (s *session) stillThere(d *fleet.Deployer, version string) error {
+	h, err := fleet.ReadHistory(d.Dir)
+	if err != nil {
+		return err
+	}
+	p := h.Proven(version)
+	if version == "" || p == nil {
+		return nil
+	}
+	img := p.Spec.Image
+	if _, err := s.Env.Store.Resolve(s.ctx, artifact.Ref{Name: img.Name, Digest: img.Digest}); err != nil {
+		return fmt.Errorf("%s:%s ran in fleet %s, and cannot be had any more: %w", img.Name, img.Version, d.Config.Name, err)
+	}
+	return nil
 }
 
 // fleetArg opens the fleet that the only argument names.
