@@ -11,7 +11,6 @@ parts=(
   qemu-img:qemu-utils
   haproxy:haproxy
   git:git
-  docker-registry:docker-registry
 )
 if [[ $system == Linux ]]; then
   parts+=(
@@ -19,6 +18,7 @@ if [[ $system == Linux ]]; then
     depmod:kmod
     cpio:cpio
     zstd:zstd
+    docker-registry:docker-registry
     /usr/sbin/dropbear:dropbear-bin
     /usr/lib/openssh/sftp-server:openssh-sftp-server
     /usr/bin/busybox:busybox-static

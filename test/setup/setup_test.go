@@ -17,7 +17,7 @@ const script = "../setup.sh"
 // whole are the programs and files of a machine that lacks nothing, for all
 // architectures.
 var whole = []string{
-	"qemu-img", "haproxy", "git", "mke2fs", "depmod", "cpio", "zstd", "qemu-system-x86_64", "qemu-system-aarch64", "mmdebstrap", "grub-mkimage", "newuidmap",
+	"qemu-img", "haproxy", "git", "mke2fs", "depmod", "cpio", "zstd", "docker-registry", "qemu-system-x86_64", "qemu-system-aarch64", "mmdebstrap", "grub-mkimage", "newuidmap",
 	"/usr/sbin/dropbear", "/usr/lib/openssh/sftp-server", "/usr/bin/busybox", "/usr/lib/grub/i386-pc/boot.img", "/usr/share/AAVMF/AAVMF_CODE.fd",
 	"/var/lib/apt/lists/deb.debian.org_main_binary-amd64_Packages.lz4",
 }
@@ -138,15 +138,15 @@ func TestSetup(t *testing.T) {
 		"arm64, whole": {box{"Linux", "aarch64", "1000", []string{"qemu-system-x86_64", "mmdebstrap", "grub-mkimage", "newuidmap", "/usr/lib/grub/i386-pc/boot.img",
 			"/var/lib/apt/lists/deb.debian.org_main_binary-amd64_Packages.lz4"}, withSudo}, 0, nil, nil},
 		"arm64, bare": {box{"Linux", "aarch64", "0", whole, apt}, 0,
-			[]string{"installing qemu-utils haproxy git e2fsprogs kmod cpio zstd dropbear-bin openssh-sftp-server busybox-static qemu-system-arm qemu-efi-aarch64\n", "done"},
-			[]string{update, install + "qemu-utils haproxy git e2fsprogs kmod cpio zstd dropbear-bin openssh-sftp-server busybox-static qemu-system-arm qemu-efi-aarch64"}},
+			[]string{"installing qemu-utils haproxy git e2fsprogs kmod cpio zstd docker-registry dropbear-bin openssh-sftp-server busybox-static qemu-system-arm qemu-efi-aarch64\n", "done"},
+			[]string{update, install + "qemu-utils haproxy git e2fsprogs kmod cpio zstd docker-registry dropbear-bin openssh-sftp-server busybox-static qemu-system-arm qemu-efi-aarch64"}},
 		"amd64, bare": {debian(apt, whole...), 0, []string{"installing", "done"},
-			[]string{update, install + "qemu-utils haproxy git e2fsprogs kmod cpio zstd dropbear-bin openssh-sftp-server busybox-static qemu-system-x86 mmdebstrap grub-common grub-pc-bin"}},
+			[]string{update, install + "qemu-utils haproxy git e2fsprogs kmod cpio zstd docker-registry dropbear-bin openssh-sftp-server busybox-static qemu-system-x86 mmdebstrap grub-common grub-pc-bin"}},
 		"no apt": {debian(nil, "haproxy", "/usr/lib/grub/i386-pc/boot.img"), 1,
 			[]string{"setup: this system has no apt, and these are missing:\n", "  haproxy (Debian: haproxy)\n", "boot.img (Debian: grub-pc-bin)\n", "Install what provides them, then run make again.", "bin/rebake doctor", "on Debian"}, nil},
 		"Fedora": {debian(map[string]string{"dnf": "exit 1", "sudo": sudo}, "haproxy"), 1, []string{"  haproxy", "sudo dnf install qemu-system-x86-core"}, nil},
 		"Arch":   {debian(map[string]string{"pacman": "exit 1"}, "haproxy"), 1, []string{"  haproxy", "sudo pacman -S --needed"}, nil},
-		"a Mac, whole": {box{"Darwin", "arm64", "501", []string{"qemu-system-x86_64", "/usr/bin/busybox", "/usr/sbin/dropbear", "/usr/lib/openssh/sftp-server", "mke2fs", "/usr/share/AAVMF/AAVMF_CODE.fd"}, nil},
+		"a Mac, whole": {box{"Darwin", "arm64", "501", []string{"qemu-system-x86_64", "/usr/bin/busybox", "/usr/sbin/dropbear", "/usr/lib/openssh/sftp-server", "mke2fs", "docker-registry", "/usr/share/AAVMF/AAVMF_CODE.fd"}, nil},
 			0, nil, nil},
 		"a Mac": {box{"Darwin", "arm64", "501", whole, nil}, 1,
 			[]string{"qemu-img", "haproxy", "git", "qemu-system-aarch64", "brew install qemu haproxy git", "virtual machine"}, nil},
