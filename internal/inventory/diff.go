@@ -1,0 +1,296 @@
+package inventory
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+)
+
+// What was done to a thing between two images.
+const (
+	Added   = "added"
+	Removed = "removed"
+	Up      = "up" // a package: a later version
+	Down    = "down"
+	Changed = "changed"
+)
+
+// Change is one difference. From and To are what there was and is: versions of a
+// package, shells of a user, values of a setting, facts of a file that differ.
+type Change struct {
+	Name string `json:"name"`
+	What string `json:"what"`
+	From string `json:"from,omitempty"`
+	To   string `json:"to,omitempty"`
+}
+
+// Size is how much a directory grew, in bytes of its regular files.
+type Size struct {
+	Dir  string `json:"dir"`
+	Grew int64  `json:"grew"`
+}
+
+// Diff is what tells image B from image A. Lists are sorted by name. Where one of
+// the two has no files listed, nothing is said of files: FilesUnknown.
+type Diff struct {
+	Packages     []Change `json:"packages"`
+	Config       []Change `json:"config"` // files below /etc
+	Files        []Change `json:"files"`  // all others
+	SetID        []string `json:"setid"`  // files that are setuid or setgid and were not
+	Ports        []Change `json:"ports"`
+	Users        []Change `json:"users"`
+	Groups       []Change `json:"groups"`
+	Units        []Change `json:"units"`
+	Cron         []Change `json:"cron"`
+	Kernel       []Change `json:"kernel"`
+	SSHD         []Change `json:"sshd"`
+	Sizes        []Size   `json:"sizes"` // of the upper two levels, what grew or shrank
+	FilesUnknown bool     `json:"files_unknown,omitempty"`
+}
+
+// Compare tells what was done to get from a to b. Compare(a, a) is empty.
+func Compare(a, b *Inventory) Diff {
+	d := Diff{
+		Packages: comparePackages(a.Packages, b.Packages),
+		Ports:    compare(set(a.Ports), set(b.Ports)), Units: compare(set(a.Units), set(b.Units)), Cron: compare(set(a.Cron), set(b.Cron)),
+		Users:  compare(by(a.Users, User.parts), by(b.Users, User.parts)),
+		Groups: compare(by(a.Groups, Group.parts), by(b.Groups, Group.parts)),
+		Kernel: compare(kernels(a), kernels(b)), SSHD: compare(settings(a), settings(b)),
+		FilesUnknown: (len(a.Files) == 0) != (len(b.Files) == 0),
+	}
+	if !d.FilesUnknown {
+		d.compareFiles(a.Files, b.Files)
+	}
+	return d
+}
+
+func (u User) parts() (string, string) {
+	return u.Name, fmt.Sprintf("uid %s, gid %s, %s, %s", u.UID, u.GID, u.Home, u.Shell)
+}
+
+func (g Group) parts() (string, string) {
+	if g.Members == "" {
+		return g.Name, "gid " + g.GID
+	}
+	return g.Name, "gid " + g.GID + ": " + g.Members
+}
+
+func set(l []string) map[string]string {
+	m := make(map[string]string, len(l))
+	for _, s := range l {
+		m[s] = ""
+	}
+	return m
+}
+
+func by[T any](l []T, parts func(T) (string, string)) map[string]string {
+	m := make(map[string]string, len(l))
+	for _, e := range l {
+		k, v := parts(e)
+		m[k] = v
+	}
+	return m
+}
+
+func kernels(inv *Inventory) map[string]string {
+	m := set(inv.Kernels)
+	if len(inv.Kernels) == 0 && inv.Kernel != "" {
+		m[inv.Kernel] = ""
+	}
+	return m
+}
+
+func settings(inv *Inventory) map[string]string {
+	m := map[string]string{}
+	for k, v := range inv.SSHD {
+		m[k] = strings.Join(v, ", ")
+	}
+	return m
+}
+
+// compare is what was done to a map.
+func compare(a, b map[string]string) []Change {
+	out := []Change{}
+	for k, from := range a {
+		switch to, ok := b[k]; {
+		case !ok:
+			out = append(out, Change{k, Removed, from, ""})
+		case from != to:
+			out = append(out, Change{k, Changed, from, to})
+		}
+	}
+	for k, to := range b {
+		if _, ok := a[k]; !ok {
+			out = append(out, Change{k, Added, "", to})
+		}
+	}
+	slices.SortFunc(out, func(x, y Change) int { return cmp.Compare(x.Name, y.Name) })
+	return out
+}
+
+// comparePackages pairs versions of one name: a package may be there in several.
+func comparePackages(a, b []Package) []Change {
+	versions := func(l []Package) map[string]string {
+		m := map[string]string{}
+		for _, p := range l {
+			k := p.Name + ":" + p.Arch
+			if p.Arch == "all" || p.Arch == "noarch" || p.Arch == "" { // may become one of an architecture
+				k = p.Name
+			}
+			m[k] = strings.TrimPrefix(m[k]+" "+p.Version, " ")
+		}
+		return m
+	}
+	out := compare(versions(a), versions(b))
+	for i := range out {
+		if c := &out[i]; c.What == Changed && !strings.Contains(c.From+c.To, " ") {
+			c.What = Up
+			if CompareVersions(c.From, c.To) > 0 {
+				c.What = Down
+			}
+		}
+	}
+	return out
+}
+
+// facts are what is compared of a file. Digests of two kinds say nothing about
+// one another: size and mode have to do then.
+func facts(f File, digest bool) string {
+	s := fmt.Sprintf("%s %04o %d:%d", f.Type, f.Mode, f.UID, f.GID)
+	switch f.Type {
+	case "f":
+		s += fmt.Sprintf(" %d bytes", f.Size)
+		if digest && f.Digest != "" {
+			s += " " + f.Digest
+		}
+	case "l":
+		s += " to " + f.Link
+	}
+	return s
+}
+
+func comparable(a, b File) bool {
+	ka, _, _ := strings.Cut(a.Digest, ":")
+	kb, _, _ := strings.Cut(b.Digest, ":")
+	return ka == kb
+}
+
+func (d *Diff) compareFiles(a, b []File) {
+	d.Config, d.Files, d.SetID, d.Sizes = []Change{}, []Change{}, []string{}, []Size{}
+	was := make(map[string]File, len(a))
+	sizes := map[string]int64{}
+	for _, f := range a {
+		was[f.Path] = f
+		sizes[top(f.Path)] -= f.Size
+	}
+	is := make(map[string]bool, len(b))
+	add := func(c Change) {
+		if strings.HasPrefix(c.Name, "/etc/") {
+			d.Config = append(d.Config, c)
+		} else {
+			d.Files = append(d.Files, c)
+		}
+	}
+	for _, f := range b {
+		is[f.Path] = true
+		sizes[top(f.Path)] += f.Size
+		old, ok := was[f.Path]
+		if f.Type == "f" && f.Mode&0o6000 != 0 && (!ok || old.Type != "f" || old.Mode&0o6000&f.Mode != f.Mode&0o6000) {
+			d.SetID = append(d.SetID, f.Path)
+		}
+		if digest := comparable(old, f); !ok {
+			add(Change{f.Path, Added, "", facts(f, true)})
+		} else if from, to := facts(old, digest), facts(f, digest); from != to {
+			add(Change{f.Path, Changed, from, to})
+		}
+	}
+	for _, f := range a {
+		if !is[f.Path] {
+			add(Change{f.Path, Removed, facts(f, true), ""})
+		}
+	}
+	for _, l := range [][]Change{d.Config, d.Files} {
+		slices.SortFunc(l, func(x, y Change) int { return cmp.Compare(x.Name, y.Name) })
+	}
+	slices.Sort(d.SetID)
+	for _, dir := range slices.Sorted(maps.Keys(sizes)) {
+		if sizes[dir] != 0 {
+			d.Sizes = append(d.Sizes, Size{dir, sizes[dir]})
+		}
+	}
+}
+
+// top is the directory of a file, at most two levels down.
+func top(p string) string {
+	f := strings.SplitN(strings.TrimPrefix(path.Dir(p), "/"), "/", 3)
+	return "/" + strings.Join(f[:min(2, len(f))], "/")
+}
+
+// Gates are what --fail-on may name.
+func Gates() []string {
+	return []string{"config", "cron", "file", "group", "kernel", "package", "port", "setuid", "sshd", "unit", "user"}
+}
+
+// Broken are those of the gates that the diff does not pass, with how many changes
+// there are. A gate about files that nobody listed is not passed: "unknown". What
+// only went away passes the gates setuid and port, which are about new dangers.
+func (d Diff) Broken(gates []string) ([]string, error) {
+	ports := 0
+	for _, c := range d.Ports {
+		if c.What != Removed {
+			ports++
+		}
+	}
+	n := map[string]int{"config": len(d.Config), "cron": len(d.Cron), "file": len(d.Files), "group": len(d.Groups), "kernel": len(d.Kernel),
+		"package": len(d.Packages), "port": ports, "setuid": len(d.SetID), "sshd": len(d.SSHD), "unit": len(d.Units), "user": len(d.Users)}
+	var out []string
+	for _, g := range gates {
+		count, ok := n[g]
+		switch {
+		case !ok:
+			return nil, fmt.Errorf("no gate %q; there are %s", g, strings.Join(Gates(), ", "))
+		case d.FilesUnknown && (g == "config" || g == "file" || g == "setuid"):
+			out = append(out, g+": unknown, one image lists no files")
+		case count > 0:
+			out = append(out, fmt.Sprintf("%s: %d", g, count))
+		}
+	}
+	return out, nil
+}
+
+// Summary is the diff in one line: 3 packages up, 1 added; 1 new setuid file.
+func Summary(d Diff) string {
+	var parts []string
+	for _, g := range []struct {
+		what string
+		l    []Change
+	}{{"packages", d.Packages}, {"config files", d.Config}, {"other files", d.Files}, {"ports", d.Ports}, {"users", d.Users}, {"groups", d.Groups},
+		{"units", d.Units}, {"cron", d.Cron}, {"kernels", d.Kernel}, {"sshd settings", d.SSHD}} {
+		n := map[string]int{}
+		for _, c := range g.l {
+			n[c.What]++
+		}
+		var s []string
+		for _, w := range []string{Up, Down, Changed, Added, Removed} {
+			if n[w] > 0 {
+				s = append(s, fmt.Sprintf("%d %s", n[w], w))
+			}
+		}
+		if len(s) > 0 {
+			parts = append(parts, g.what+": "+strings.Join(s, ", "))
+		}
+	}
+	if n := len(d.SetID); n > 0 {
+		parts = append(parts, fmt.Sprintf("new setuid or setgid: %d", n))
+	}
+	if d.FilesUnknown {
+		parts = append(parts, "files: unknown")
+	}
+	if len(parts) == 0 {
+		return "nothing changed"
+	}
+	return strings.Join(parts, "; ")
+}

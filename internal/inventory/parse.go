@@ -1,0 +1,297 @@
+package inventory
+
+import (
+	"cmp"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// parser reads the script's records.
+type parser struct {
+	inv     Inventory
+	root    string
+	changed []int64           // by file: when its inode changed, unix time
+	owner   map[string]string // path: package
+	md5     map[string]string
+	written map[string]int64 // package: when its list of files was
+	pkg     string           // whose list it is
+	apk     Package
+	dir     string // of apk's files
+}
+
+// parse also returns the numbers of the files that should be read.
+func parse(out []byte, root string) (*Inventory, []int, error) {
+	p := parser{root: root, owner: map[string]string{}, md5: map[string]string{}, written: map[string]int64{}}
+	p.inv.Format, p.inv.OS = 1, map[string]string{}
+	rest, ended := string(out), false
+	for rest != "" && !ended {
+		rec, after, ok := strings.Cut(rest, "\x00")
+		if !ok {
+			break
+		}
+		if rest = after; len(rec) < 2 {
+			ended = rec == "."
+			continue
+		}
+		if rec[0] == 'f' || rec[0] == 'F' {
+			var link string
+			if link, rest, ok = strings.Cut(rest, "\x00"); !ok {
+				break
+			}
+			if err := p.file(rec, link); err != nil {
+				return nil, nil, err
+			}
+			continue
+		}
+		p.record(rec)
+	}
+	if !ended {
+		return nil, nil, errors.New("take the inventory: the guest stopped in the middle of it")
+	}
+	p.endAPK()
+	read := p.finish()
+	return &p.inv, read, p.inv.check()
+}
+
+func (p *parser) record(rec string) {
+	inv, kind := &p.inv, rec[0]
+	v := strings.TrimPrefix(rec[1:], " ")
+	switch kind {
+	case 'k':
+		inv.Kernel = v
+	case 'm':
+		inv.Machine = v
+	case 'c':
+		inv.Cmdline = v
+	case 'K':
+		inv.Kernels = append(inv.Kernels, v)
+	case 'o':
+		if k, s, ok := strings.Cut(v, "="); ok && len(inv.OS) < 100 {
+			inv.OS[k] = strings.Trim(s, `"'`)
+		}
+	case 'U':
+		if f := strings.Split(v, ":"); len(f) == 7 {
+			inv.Users = append(inv.Users, User{f[0], f[2], f[3], f[5], f[6]})
+		}
+	case 'G':
+		if f := strings.Split(v, ":"); len(f) == 4 {
+			inv.Groups = append(inv.Groups, Group{f[0], f[2], f[3]})
+		}
+	case 'n':
+		p.port(strings.Fields(v))
+	case 'u':
+		p.unit(strings.TrimPrefix(v, p.root))
+	case 's':
+		if k, s, _ := strings.Cut(v, " "); k != "" && k != "hostkey" {
+			if inv.SSHD == nil {
+				inv.SSHD = map[string][]string{}
+			}
+			inv.SSHD[k] = append(inv.SSHD[k], s)
+		}
+	case 'p':
+		if f := strings.Split(v, "\t"); len(f) == 6 && len(f[5]) > 1 && f[5][1] == 'i' {
+			inv.Packages = append(inv.Packages, Package{f[0], f[1], f[2], f[3], source(f[4])})
+		}
+	case 'A':
+		p.apkLine(v)
+	case 'L':
+		t, name, _ := strings.Cut(v, " ")
+		p.written[listName(name)], _ = strconv.ParseInt(t, 10, 64)
+	case 'w':
+		p.pkg = listName(v)
+	case 'y':
+		p.owner[v] = p.pkg
+	case '5':
+		if sum, name, ok := strings.Cut(v, "  "); ok && isHex(sum, 32) {
+			p.md5["/"+name] = "md5:" + sum
+		}
+	}
+}
+
+// source is the name of a source package; rpm says the name of its file.
+func source(s string) string {
+	if s == "(none)" {
+		return ""
+	}
+	if base, ok := strings.CutSuffix(s, ".src.rpm"); ok {
+		if f := strings.Split(base, "-"); len(f) > 2 {
+			return strings.Join(f[:len(f)-2], "-")
+		}
+	}
+	return s
+}
+
+// listName is the package of a file list: …/info/libc6:amd64.list.
+func listName(s string) string {
+	s = strings.TrimSuffix(s[strings.LastIndexByte(s, '/')+1:], ".list")
+	s, _, _ = strings.Cut(s, ":")
+	return s
+}
+
+func (p *parser) apkLine(v string) {
+	k, s, _ := strings.Cut(v, ":")
+	switch k {
+	case "P":
+		p.endAPK()
+		p.apk = Package{Manager: "apk", Name: s}
+	case "V":
+		p.apk.Version = s
+	case "A":
+		p.apk.Arch = s
+	case "o":
+		p.apk.Source = s
+	case "F":
+		p.dir = strings.TrimSuffix("/"+s, "/")
+	case "R":
+		p.owner[p.dir+"/"+s] = p.apk.Name
+	}
+}
+
+func (p *parser) endAPK() {
+	if p.apk.Name != "" && p.apk.Version != "" {
+		p.inv.Packages = append(p.inv.Packages, p.apk)
+	}
+	p.apk = Package{}
+}
+
+// unit takes a file that enables something: a link in a .wants directory, a
+// service of a runlevel, what cron reads.
+func (p *parser) unit(path string) {
+	name, ok := strings.CutPrefix(path, "/etc/systemd/system/")
+	switch {
+	case ok && (strings.Contains(name, ".wants/") || strings.Contains(name, ".requires/")):
+		p.inv.Units = append(p.inv.Units, name)
+		if strings.HasSuffix(name, ".timer") {
+			p.inv.Cron = append(p.inv.Cron, name)
+		}
+	case ok:
+	case strings.HasPrefix(path, "/etc/runlevels/"):
+		p.inv.Units = append(p.inv.Units, path[len("/etc/runlevels/"):])
+	case !strings.HasSuffix(path, "/.placeholder"):
+		p.inv.Cron = append(p.inv.Cron, path)
+	}
+}
+
+// port reads a line of /proc/net/tcp. UDP ports that the kernel picked are nobody's.
+func (p *parser) port(f []string) {
+	if len(f) < 5 || len(p.inv.Ports) >= maxEntries {
+		return
+	}
+	proto := strings.TrimSuffix(f[0], "6")
+	if proto == "tcp" && f[4] != "0A" || proto == "udp" && f[4] != "07" {
+		return
+	}
+	host, port, _ := strings.Cut(f[2], ":")
+	n, err := strconv.ParseUint(port, 16, 16)
+	b, err2 := hex.DecodeString(host)
+	if err != nil || err2 != nil || len(b)%4 != 0 || proto == "udp" && n >= 32768 {
+		return
+	}
+	for i := 0; i < len(b); i += 4 { // words in the order of the machine: all that rebake bakes are little-endian
+		binary.BigEndian.PutUint32(b[i:], binary.LittleEndian.Uint32(b[i:]))
+	}
+	if a, ok := netip.AddrFromSlice(b); ok {
+		p.inv.Ports = append(p.inv.Ports, proto+" "+netip.AddrPortFrom(a, uint16(n)).String())
+	}
+}
+
+// file reads find's record, or the one of stat.
+func (p *parser) file(rec, link string) error {
+	f := strings.SplitN(rec, " ", 8)
+	if len(p.inv.Files) >= maxEntries {
+		return fmt.Errorf("take the inventory: there are more than %d files: take the packages alone", maxEntries)
+	}
+	var e File
+	var mode, uid, gid uint64
+	var errs [4]error
+	if rec[0] == 'F' {
+		if f = strings.SplitN(rec, " ", 7); len(f) == 7 {
+			mode, errs[0] = strconv.ParseUint(f[1], 16, 32)
+			e.Type = map[uint64]string{0o10: "f", 0o4: "d", 0o12: "l", 0o6: "b", 0o2: "c", 0o1: "p", 0o14: "s"}[mode>>12]
+			mode &= 0o7777
+			f = slices.Insert(f, 1, e.Type)
+		}
+	} else if len(f) == 8 {
+		e.Type = f[1]
+		mode, errs[0] = strconv.ParseUint(f[2], 8, 32)
+	}
+	if len(f) != 8 {
+		return fmt.Errorf("take the inventory: %.80q is no file", rec)
+	}
+	uid, errs[1] = strconv.ParseUint(f[3], 10, 32)
+	gid, errs[2] = strconv.ParseUint(f[4], 10, 32)
+	e.Size, errs[3] = strconv.ParseInt(f[5], 10, 64)
+	when, _, _ := strings.Cut(f[6], ".")
+	at, err := strconv.ParseInt(when, 10, 64)
+	if err := cmp.Or(errs[0], errs[1], errs[2], errs[3], err); err != nil {
+		return fmt.Errorf("take the inventory: %.80q is no file", rec)
+	}
+	e.Path, e.Mode, e.UID, e.GID, e.Link = strings.TrimPrefix(f[7], p.root), uint32(mode), uint32(uid), uint32(gid), link
+	if e.Path == "" {
+		e.Path = "/"
+	}
+	if e.Type != "f" {
+		e.Size = 0
+	}
+	p.inv.Files = append(p.inv.Files, e)
+	p.changed = append(p.changed, at)
+	return nil
+}
+
+// finish gives files their packages, sorts, and says which files are to be read:
+// those that no package has, those of /etc, and those whose inode changed after
+// their package was unpacked. For the others dpkg's own digest will do.
+func (p *parser) finish() (read []int) {
+	inv := &p.inv
+	moved := map[string]string{} // /bin is a link to /usr/bin, and packages name the one or the other
+	for _, f := range inv.Files {
+		if f.Type == "l" && strings.Count(f.Path, "/") == 1 && strings.TrimPrefix(f.Link, "/") == "usr"+f.Path {
+			moved[f.Path] = "/usr" + f.Path
+		}
+	}
+	for _, m := range []map[string]string{p.owner, p.md5} {
+		for path, v := range m {
+			if i := strings.IndexByte(path[min(1, len(path)):], '/'); i > 0 && moved[path[:i+1]] != "" {
+				m[moved[path[:i+1]]+path[i+1:]] = v
+			}
+		}
+	}
+	when := map[string]int64{}
+	for i := range inv.Files {
+		f := &inv.Files[i]
+		when[f.Path] = p.changed[i]
+		f.Package = p.owner[f.Path]
+	}
+	slices.SortFunc(inv.Files, func(a, b File) int { return cmp.Compare(a.Path, b.Path) })
+	inv.Files = slices.CompactFunc(inv.Files, func(a, b File) bool { return a.Path == b.Path })
+	for i := range inv.Files {
+		f := &inv.Files[i]
+		if f.Type != "f" {
+			continue
+		}
+		at, known := p.written[f.Package]
+		sum := p.md5[f.Path]
+		if !known || sum == "" || strings.HasPrefix(f.Path, "/etc/") || when[f.Path] > at {
+			read = append(read, i)
+			continue
+		}
+		f.Digest, f.From = sum, "dpkg"
+	}
+	slices.SortFunc(inv.Packages, func(a, b Package) int { return cmp.Compare(a.key()+a.Version, b.key()+b.Version) })
+	slices.SortFunc(inv.Users, func(a, b User) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(inv.Groups, func(a, b Group) int { return cmp.Compare(a.Name, b.Name) })
+	for _, l := range []*[]string{&inv.Kernels, &inv.Units, &inv.Ports, &inv.Cron} {
+		slices.Sort(*l)
+		*l = slices.Compact(*l)
+	}
+	return read
+}
+
+// key tells packages apart: one name may be there for two architectures.
+func (p Package) key() string { return p.Name + " " + p.Arch + " " + p.Manager }
