@@ -15,12 +15,12 @@ import (
 func schema(t *testing.T, name string) *jsonschema.Schema {
 	t.Helper()
 	c := jsonschema.NewCompiler()
-	for file, id := range map[string]string{"bom-1.6.schema.json": "", "spdx.schema.json": "", "jsf-0.82.schema.json": "", "spdx-2.3.schema.json": ""} {
+	for _, file := range []string{"bom-1.6.schema.json", "spdx.schema.json", "jsf-0.82.schema.json", "spdx-2.3.schema.json"} {
 		l, err := jsonschema.FileLoader{}.Load("file://" + filepath.ToSlash(abs(t, filepath.Join("testdata/schemas", file))))
 		if err != nil {
 			t.Fatal(err)
 		}
-		id, _ = l.(map[string]any)["$id"].(string)
+		id, _ := l.(map[string]any)["$id"].(string)
 		if err := c.AddResource(id, l); err != nil {
 			t.Fatal(err)
 		}
