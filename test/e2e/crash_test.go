@@ -191,6 +191,7 @@ type cell struct {
 }
 
 func TestCrashMatrix(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	all := os.Getenv("REBAKE_CRASH_MATRIX") == "all"
 	home, addr := t.TempDir(), freeAddr(t)
 	r, err := newCrashRig(home, addr)
