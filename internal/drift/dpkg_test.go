@@ -8,18 +8,20 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/rebake/rebake/test/shells"
 )
 
 // deb builds a package of these files; it may be installed by whoever runs the test.
 func deb(t *testing.T, name, version string, files map[string]string) (path string) {
 	t.Helper()
 	tree := t.TempDir()
-	write(t, tree, "DEBIAN/control", "Package: "+name+"\nVersion: "+version+"\nArchitecture: all\nMaintainer: nobody <nobody@example.org>\nDescription: for a test\n")
+	shells.Write(t, tree, "DEBIAN/control", "Package: "+name+"\nVersion: "+version+"\nArchitecture: all\nMaintainer: nobody <nobody@example.org>\nDescription: for a test\n")
 	sums := ""
 	for n, body := range files {
-		write(t, tree, n, body)
+		shells.Write(t, tree, n, body)
 		if strings.HasPrefix(n, "etc/") {
-			write(t, tree, "DEBIAN/conffiles", "/"+n+"\n")
+			shells.Write(t, tree, "DEBIAN/conffiles", "/"+n+"\n")
 			continue
 		}
 		out, err := exec.Command("md5sum", filepath.Join(tree, n)).Output()
@@ -28,7 +30,7 @@ func deb(t *testing.T, name, version string, files map[string]string) (path stri
 		}
 		sums += strings.Fields(string(out))[0] + "  " + n + "\n"
 	}
-	write(t, tree, "DEBIAN/md5sums", sums)
+	shells.Write(t, tree, "DEBIAN/md5sums", sums)
 	path = filepath.Join(t.TempDir(), name+".deb")
 	if out, err := exec.Command("dpkg-deb", "--build", tree, path).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -55,7 +57,7 @@ func TestDpkgKnowsWhatWasShipped(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	write(t, root, "var/lib/dpkg/status", "")
+	shells.Write(t, root, "var/lib/dpkg/status", "")
 	if err := os.Symlink("usr/bin", filepath.Join(root, "bin")); err != nil { // as Debian has it
 		t.Fatal(err)
 	}
@@ -66,8 +68,8 @@ func TestDpkgKnowsWhatWasShipped(t *testing.T) {
 	dpkg(t, root, "-i", deb(t, "tool", "1.0", tool), deb(t, "grows", "1.0", map[string]string{"usr/lib/grows/a": "1", "usr/lib/grows/b": "1"}),
 		deb(t, "goes", "2.0", map[string]string{"usr/lib/goes/a": "1"}), deb(t, "same", "3", map[string]string{"usr/lib/same/a": "1"}))
 	// The bake changes what its packages shipped: that is the image.
-	write(t, root, "usr/lib/tool/baked", "by the bake")
-	write(t, root, IgnoreFile, "/usr/lib/tool/ign*")
+	shells.Write(t, root, "usr/lib/tool/baked", "by the bake")
+	shells.Write(t, root, IgnoreFile, "/usr/lib/tool/ign*")
 	if err := os.Remove(filepath.Join(root, "usr/lib/tool2/lost")); err != nil {
 		t.Fatal(err)
 	}
@@ -78,11 +80,11 @@ func TestDpkgKnowsWhatWasShipped(t *testing.T) {
 	}
 	same(t, r)
 
-	write(t, root, "usr/bin/tool", "trojan")
-	write(t, root, "usr/lib/tool/data", "data") // as shipped
-	write(t, root, "etc/tool.conf", "edited")
-	write(t, root, "usr/lib/tool/extra", "x")
-	write(t, root, "usr/share/doc/tool/x", "x")
+	shells.Write(t, root, "usr/bin/tool", "trojan")
+	shells.Write(t, root, "usr/lib/tool/data", "data") // as shipped
+	shells.Write(t, root, "etc/tool.conf", "edited")
+	shells.Write(t, root, "usr/lib/tool/extra", "x")
+	shells.Write(t, root, "usr/share/doc/tool/x", "x")
 	if err := errors.Join(os.Chmod(filepath.Join(root, "usr/bin/other"), 0o4755), os.Chmod(filepath.Join(root, "usr/lib/tool"), 0o700),
 		os.Remove(filepath.Join(root, "usr/lib/tool/gone")), os.Remove(filepath.Join(root, "usr/lib/tool/ignored")), os.Remove(filepath.Join(root, "usr/share/doc/tool/NEWS"))); err != nil {
 		t.Fatal(err)
@@ -99,7 +101,7 @@ func TestDpkgKnowsWhatWasShipped(t *testing.T) {
 	dpkg(t, root, "-i", deb(t, "grows", "1.1", map[string]string{"usr/lib/grows/a": "2", "usr/lib/grows/c": "2"}), deb(t, "comes", "7", map[string]string{"usr/lib/comes/a": "1"}))
 	dpkg(t, root, "-i", deb(t, "same", "3", map[string]string{"usr/lib/same/a": "1"}))
 	dpkg(t, root, "-P", "goes")
-	write(t, root, "usr/lib/comes/a", "and is changed")
+	shells.Write(t, root, "usr/lib/comes/a", "and is changed")
 	changes = append(changes, "/usr/lib/comes/a changed (comes)")
 	if r, err = look(t.Context(), g, root); err != nil {
 		t.Fatal(err)

@@ -1,11 +1,9 @@
 package drift
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,59 +12,12 @@ import (
 
 	"github.com/rebake/rebake/provisioner"
 	"github.com/rebake/rebake/test/fake"
+	"github.com/rebake/rebake/test/shells"
 )
 
-// local runs the script with a shell of this machine, and with the programs of
-// one directory before all others. It refuses to look at the machine itself.
-type local struct {
-	provisioner.Guest
-	shell []string
-	bin   string
-}
-
-func (l local) Run(ctx context.Context, c provisioner.Cmd) error {
-	word := strings.TrimPrefix(c.Line, "exec /bin/sh -c ")
-	if !strings.Contains(word, `R='\''`+os.TempDir()+"/") {
-		return errors.New("refusing to look at this machine")
-	}
-	// The line is one quoted word: the shell under test unquotes and runs it.
-	cmd := exec.CommandContext(ctx, l.shell[0], append(l.shell[1:], "-c", "eval "+word)...)
-	cmd.Env = append(os.Environ(), "PATH="+l.bin+":"+os.Getenv("PATH"), "TZ=Asia/Tokyo")
-	cmd.Stdout, cmd.Stderr = c.Stdout, os.Stderr
-	err := cmd.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return &provisioner.ExitError{Code: exit.ExitCode()}
-	}
-	return err
-}
-
-// guests are what instances have: Debian's shells with GNU find, and busybox alone.
-func guests(t *testing.T) map[string]local {
+func guests(t *testing.T) map[string]shells.Guest {
 	t.Helper()
-	bb, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Fatal("busybox is needed (apt-get install busybox-static): ", err)
-	}
-	bin := t.TempDir()
-	for _, a := range strings.Fields("awk cat date find head mktemp printf rm sed sh sort stat tr wc") {
-		if err := os.Symlink(bb, filepath.Join(bin, a)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	none := t.TempDir()
-	return map[string]local{"dash": {shell: []string{"/bin/sh"}, bin: none}, "bash": {shell: []string{"/bin/bash"}, bin: none}, "busybox": {shell: []string{bb, "sh"}, bin: bin}}
-}
-
-func write(t *testing.T, root, name, body string) {
-	t.Helper()
-	p := filepath.Join(root, name)
-	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(p, []byte(body), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	return shells.Guests(t, "awk cat date find head mktemp printf rm sed sh sort stat tr wc")
 }
 
 // kernelStart is when the kernel of every guest here began.
@@ -75,9 +26,9 @@ var kernelStart = time.Now().Add(-time.Hour).Truncate(time.Second)
 func newRoot(t *testing.T, names ...string) string {
 	t.Helper()
 	root := t.TempDir()
-	write(t, root, "proc/stat", fmt.Sprintf("cpu  1 2 3\nbtime %d\n", kernelStart.Unix()))
+	shells.Write(t, root, "proc/stat", fmt.Sprintf("cpu  1 2 3\nbtime %d\n", kernelStart.Unix()))
 	for _, n := range names {
-		write(t, root, n, "shipped")
+		shells.Write(t, root, n, "shipped")
 	}
 	return root
 }
@@ -87,7 +38,7 @@ func newRoot(t *testing.T, names ...string) string {
 func booted(t *testing.T, root string) (since time.Time) {
 	t.Helper()
 	since = time.Now().Add(time.Second).Truncate(time.Second)
-	write(t, root, "run/rebake/booted", "")
+	shells.Write(t, root, "run/rebake/booted", "")
 	at := since.Add(-margin * time.Second)
 	if err := os.Chtimes(filepath.Join(root, "run/rebake/booted"), at, at); err != nil {
 		t.Fatal(err)
@@ -123,7 +74,7 @@ func TestWhatWasChangedSinceTheBoot(t *testing.T) {
 			t.Parallel()
 			root := newRoot(t, "etc/old", "etc/edited", "etc/resolv.conf", "usr/bin/tool", "usr/bin/also", "opt/app/data/x", "etc/ssh/ssh_host_ed25519_key",
 				"srv/site/index.html", "srv/kept/x", "root/.profile")
-			write(t, root, IgnoreFile, "# what the application writes\n/opt/app/data/*\n/srv/*.tmp")
+			shells.Write(t, root, IgnoreFile, "# what the application writes\n/opt/app/data/*\n/srv/*.tmp")
 			since := booted(t, root)
 			r, err := look(t.Context(), g, root)
 			if err != nil {
@@ -141,7 +92,7 @@ func TestWhatWasChangedSinceTheBoot(t *testing.T) {
 				"etc/resolv.conf", "etc/ssh/ssh_host_ed25519_key", "var/log/syslog", "var/lib/app/db", "tmp/x", "var/tmp/x", "run/x", "root/.cache/pip/x", "root/.bash_history",
 				"usr/lib/python3/__pycache__/x.pyc", "opt/app/data/y/z", "srv/site/upload.tmp", "usr/lib/modules/6.1.0/modules.dep",
 			} {
-				write(t, root, n, "changed")
+				shells.Write(t, root, n, "changed")
 			}
 			old := time.Now().Add(-24 * time.Hour)
 			if err := errors.Join(os.Chmod(filepath.Join(root, "usr/bin/tool"), 0o600), os.Chmod(filepath.Join(root, "srv/kept"), 0o700),
@@ -161,13 +112,13 @@ func TestWhatWasChangedSinceTheBoot(t *testing.T) {
 			}
 			same(t, r, want...)
 
-			write(t, root, IgnoreFile, "/opt/app/data/*\n/srv/*\n/etc/[elno]*\n/[bhuv]*") // not itself, which is told once
+			shells.Write(t, root, IgnoreFile, "/opt/app/data/*\n/srv/*\n/etc/[elno]*\n/[bhuv]*") // not itself, which is told once
 			if r, err = look(t.Context(), g, root); err != nil {
 				t.Fatal(err)
 			}
 			same(t, r, IgnoreFile+" written (no package)")
 			// Who hides what they did by the list is seen by the list.
-			write(t, root, IgnoreFile, "/*")
+			shells.Write(t, root, IgnoreFile, "/*")
 			if r, err = look(t.Context(), g, root); err != nil {
 				t.Fatal(err)
 			}
@@ -188,7 +139,7 @@ func TestNothingIsLeftInTheGuest(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(bin, "mktemp"), []byte(wrapper), 0o755); err != nil {
 				t.Fatal(err)
 			}
-			g.bin = bin + ":" + g.bin
+			g.Bin = bin + ":" + g.Bin
 			if _, err := look(t.Context(), g, root); err != nil {
 				t.Fatal(err)
 			}
@@ -207,7 +158,7 @@ func TestOfManyChangesAThousandAreNamed(t *testing.T) {
 			root := newRoot(t)
 			booted(t, root)
 			for n := range maxPaths + 234 {
-				write(t, root, fmt.Sprintf("opt/%d\n%d", n, n), "")
+				shells.Write(t, root, fmt.Sprintf("opt/%d\n%d", n, n), "")
 			}
 			r, err := look(t.Context(), g, root)
 			if err != nil || len(r.Changed) != maxPaths || r.Truncated != 234 || r.More || r.Count() != maxPaths+234 {
@@ -229,7 +180,7 @@ func TestWhenTheBootWasOver(t *testing.T) {
 					t.Fatal(err)
 				}
 				with := g
-				with.bin = bin + ":" + g.bin
+				with.Bin = bin + ":" + g.Bin
 				r, err := look(t.Context(), with, root)
 				switch {
 				case want == 0 && !errors.Is(err, ErrBooting):

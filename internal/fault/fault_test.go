@@ -3,7 +3,6 @@ package fault_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -15,66 +14,7 @@ import (
 	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/internal/fault"
 	"github.com/rebake/rebake/internal/model"
-	"github.com/rebake/rebake/test/conformance"
 )
-
-// Without faults the wrappers are what they wrap.
-func TestAPoolBehindNoFaultsKeepsItsContract(t *testing.T) {
-	conformance.Pool(t, func(t *testing.T) conformance.PoolWorld {
-		p := &model.Pool{}
-		return conformance.PoolWorld{
-			Pool: fault.New(fault.Plan{Seed: 1}).Pool(p),
-			Spec: fleet.Spec{Image: artifact.Image{Digest: "sha256:a"}, Size: 2, Ports: []int{80}},
-			Kill: func(t *testing.T, i fleet.Instance) {
-				if !p.Kill(i.ID) {
-					t.Errorf("no %s", i.ID)
-				}
-			},
-			Leftovers: func(t *testing.T) []string {
-				gs, err := p.Groups(t.Context(), "suite")
-				if err != nil {
-					t.Fatal(err)
-				}
-				return strings.Fields(strings.Repeat("group ", len(gs)))
-			},
-		}
-	})
-}
-
-func TestARouterBehindNoFaultsKeepsItsContract(t *testing.T) {
-	conformance.Router(t, func(t *testing.T) conformance.RouterWorld {
-		status, addrs := map[string]int{}, map[string]string{}
-		real := &model.Router{Every: 10 * time.Millisecond, Check: func(addr string) string {
-			if status[addr] == 200 {
-				return "L7OK"
-			}
-			return fmt.Sprintf("L7STS/%d", status[addr])
-		}}
-		r := fault.New(fault.Plan{Seed: 1}).Router(real)
-		return conformance.RouterWorld{
-			Router: r,
-			Backend: func(*testing.T) (string, func(int)) {
-				addr := fmt.Sprintf("127.0.0.1:%d", 9000+len(status))
-				status[addr] = 200
-				return addr, func(s int) { status[addr] = s }
-			},
-			Send: func(bool) (string, func() error, error) {
-				id, end := real.Send()
-				if id == "" {
-					return "", nil, errors.New("nobody took it")
-				}
-				st, err := r.Status(t.Context())
-				for _, ms := range st.Members {
-					for _, m := range ms {
-						addrs[m.ID] = m.Addr
-					}
-				}
-				return addrs[id], func() error { end(); return nil }, err
-			},
-			Kill: func(*testing.T) { real.Kill() },
-		}
-	})
-}
 
 var group = fleet.GroupID{Fleet: "web", Slot: fleet.Blue, Deployment: "01J00000000000000000000000"}
 

@@ -2,7 +2,6 @@ package inventory
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"os"
@@ -16,67 +15,29 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/rebake/rebake/provisioner"
 	"github.com/rebake/rebake/test/fake"
+	"github.com/rebake/rebake/test/shells"
 )
 
-// local runs the scripts with a shell of this machine, and with the programs of
-// one directory before all others. It refuses to look at the machine itself.
-type local struct {
-	provisioner.Guest
-	shell []string
-	bin   string
-}
-
-func (l local) Run(ctx context.Context, c provisioner.Cmd) error {
-	word := strings.TrimPrefix(c.Line, "exec /bin/sh -c ")
-	if !strings.Contains(word, `R='\''`+os.TempDir()+"/") {
-		return errors.New("refusing to look at this machine")
-	}
-	cmd := exec.CommandContext(ctx, l.shell[0], append(l.shell[1:], "-c", "eval "+word)...)
-	cmd.Env = append(os.Environ(), "PATH="+l.bin+":"+os.Getenv("PATH"))
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Stdin, c.Stdout, os.Stderr
-	return cmd.Run()
-}
-
-// guests are what is baked: Debian's shells with GNU find, and busybox alone.
-func guests(t *testing.T) map[string]local {
+func guests(t *testing.T) map[string]shells.Guest {
 	t.Helper()
-	bb, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Fatal("busybox is needed (apt-get install busybox-static): ", err)
-	}
-	bin := t.TempDir()
-	for _, a := range strings.Fields("awk cat find printf readlink sed sh sha256sum stat tr uname xargs") {
-		if err := os.Symlink(bb, filepath.Join(bin, a)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	none := t.TempDir()
-	return map[string]local{"dash": {shell: []string{"/bin/sh"}, bin: none}, "bash": {shell: []string{"/bin/bash"}, bin: none}, "busybox": {shell: []string{bb, "sh"}, bin: bin}}
-}
-
-func write(t *testing.T, root, name, body string) {
-	t.Helper()
-	p := filepath.Join(root, name)
-	if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, []byte(body), 0o644)); err != nil {
-		t.Fatal(err)
-	}
+	return shells.Guests(t, "awk cat find printf readlink sed sh sha256sum stat tr uname xargs")
 }
 
 // deb installs a package of these files into root, with the real dpkg.
 func deb(t *testing.T, root, name, version string, files map[string]string) {
 	t.Helper()
 	tree, out := t.TempDir(), filepath.Join(t.TempDir(), "x.deb")
-	write(t, tree, "DEBIAN/control", "Package: "+name+"\nSource: src-"+name+"\nVersion: "+version+"\nArchitecture: all\nMaintainer: nobody <nobody@example.org>\nDescription: for a test\n")
+	shells.Write(t, tree, "DEBIAN/control", "Package: "+name+"\nSource: src-"+name+"\nVersion: "+version+"\nArchitecture: all\nMaintainer: nobody <nobody@example.org>\nDescription: for a test\n")
 	sums := ""
 	for n, body := range files {
-		write(t, tree, n, body)
+		shells.Write(t, tree, n, body)
 		b, err := exec.Command("md5sum", filepath.Join(tree, n)).Output()
 		if err != nil {
 			t.Fatal(err)
 		}
 		sums += strings.Fields(string(b))[0] + "  " + n + "\n"
 	}
-	write(t, tree, "DEBIAN/md5sums", sums)
+	shells.Write(t, tree, "DEBIAN/md5sums", sums)
 	for _, args := range [][]string{{"dpkg-deb", "--build", tree, out}, {"dpkg", "--root=" + root, "--log=/dev/null", "--force-not-root", "--force-bad-path", "--no-triggers", "-i", out}} {
 		cmd := exec.Command(args[0], args[1:]...)
 		cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
@@ -100,7 +61,7 @@ func newRoot(t *testing.T) string {
 		"srv/new\nline": "x", "srv/two  spaces": "hello\n",
 		"var/lib/dpkg/status": "", "var/lib/dpkg/info/x": "", "var/lib/dpkg/updates/x": "",
 	} {
-		write(t, root, n, body)
+		shells.Write(t, root, n, body)
 	}
 	if err := errors.Join(os.RemoveAll(filepath.Join(root, "var/lib/dpkg/info/x")), os.RemoveAll(filepath.Join(root, "var/lib/dpkg/updates/x")),
 		os.MkdirAll(filepath.Join(root, "usr/bin"), 0o755), os.Symlink("usr/bin", filepath.Join(root, "bin")),
@@ -172,12 +133,12 @@ func TestWhatAnImageHolds(t *testing.T) {
 			// A change of the bake is seen even where the package's digest would hide it.
 			list := filepath.Join(root, "var/lib/dpkg/info/tool.list")
 			for { // whole seconds are compared
-				write(t, root, "usr/lib/tool/baked", "y")
+				shells.Write(t, root, "usr/lib/tool/baked", "y")
 				if changedLater(t, filepath.Join(root, "usr/lib/tool/baked"), list) {
 					break
 				}
 			}
-			write(t, root, "etc/tool.conf", "HELLO\n")
+			shells.Write(t, root, "etc/tool.conf", "HELLO\n")
 			if err := os.Chmod(filepath.Join(root, "usr/bin/tool"), os.ModeSetuid|0o755); err != nil {
 				t.Fatal(err)
 			}

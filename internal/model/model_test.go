@@ -8,15 +8,25 @@ import (
 
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/fleet"
+	"github.com/rebake/rebake/internal/fault"
 	"github.com/rebake/rebake/internal/model"
 	"github.com/rebake/rebake/test/conformance"
 )
 
+// none is an injector of no faults: what it wraps keeps its contract.
+func none() *fault.Injector { return fault.New(fault.Plan{Seed: 1}) }
+
 func TestPool(t *testing.T) {
+	testPool(t, func(p fleet.Pool) fleet.Pool { return p })
+}
+
+func TestAPoolBehindNoFaults(t *testing.T) { testPool(t, none().Pool) }
+
+func testPool(t *testing.T, wrap func(fleet.Pool) fleet.Pool) {
 	conformance.Pool(t, func(t *testing.T) conformance.PoolWorld {
 		p := &model.Pool{}
 		return conformance.PoolWorld{
-			Pool: p, Spec: fleet.Spec{Image: artifact.Image{Digest: "sha256:a"}, Size: 2, Ports: []int{80, 22}},
+			Pool: wrap(p), Spec: fleet.Spec{Image: artifact.Image{Digest: "sha256:a"}, Size: 2, Ports: []int{80, 22}},
 			Kill: func(t *testing.T, i fleet.Instance) {
 				if !p.Kill(i.ID) {
 					t.Errorf("no %s", i.ID)
@@ -34,14 +44,21 @@ func TestPool(t *testing.T) {
 }
 
 func TestRouter(t *testing.T) {
+	testRouter(t, func(r fleet.Router) fleet.Router { return r })
+}
+
+func TestARouterBehindNoFaults(t *testing.T) { testRouter(t, none().Router) }
+
+func testRouter(t *testing.T, wrap func(fleet.Router) fleet.Router) {
 	conformance.Router(t, func(t *testing.T) conformance.RouterWorld {
 		status, addrs := map[string]int{}, map[string]string{}
-		r := &model.Router{Every: 1e7, Check: func(addr string) string {
+		real := &model.Router{Every: 1e7, Check: func(addr string) string {
 			if status[addr] == 200 {
 				return "L7OK"
 			}
 			return fmt.Sprintf("L7STS/%d", status[addr])
 		}}
+		r := wrap(real)
 		return conformance.RouterWorld{
 			Router: r,
 			Backend: func(*testing.T) (string, func(int)) {
@@ -50,7 +67,7 @@ func TestRouter(t *testing.T) {
 				return addr, func(s int) { status[addr] = s }
 			},
 			Send: func(bool) (string, func() error, error) {
-				id, end := r.Send()
+				id, end := real.Send()
 				if id == "" {
 					return "", nil, errors.New("nobody took it")
 				}
@@ -62,7 +79,7 @@ func TestRouter(t *testing.T) {
 				}
 				return addrs[id], func() error { end(); return nil }, err
 			},
-			Kill: func(*testing.T) { r.Kill() },
+			Kill: func(*testing.T) { real.Kill() },
 		}
 	})
 }
