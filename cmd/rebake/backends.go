@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/artifact/oci"
@@ -15,6 +16,7 @@ import (
 	poolqemu "github.com/rebake/rebake/fleet/qemu"
 	"github.com/rebake/rebake/internal/cache"
 	"github.com/rebake/rebake/internal/check"
+	"github.com/rebake/rebake/internal/keyring"
 	"github.com/rebake/rebake/internal/pipeline"
 	"github.com/rebake/rebake/internal/state"
 	"github.com/rebake/rebake/internal/template"
@@ -155,7 +157,8 @@ func sweep(ctx context.Context, env pipeline.Env) (gone []string, err error) {
 	}
 	disks, derr := oci.RemoveDead(env.State.Disks())
 	bases, berr := qemu.Sweep(env.State)
-	return append(append(gone, disks...), bases...), errors.Join(err, derr, berr)
+	keys, kerr := keyring.Dir(env.State.Keys()).Clean()
+	return slices.Concat(gone, disks, bases, keys), errors.Join(err, derr, berr, kerr)
 }
 
 func destroyer(env pipeline.Env, kind string) func(id string) error {

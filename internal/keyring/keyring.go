@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/gofrs/flock"
 	"github.com/rebake/rebake/internal/statement"
 )
 
@@ -44,6 +45,11 @@ func (d Dir) Generate(name, kind string) (statement.Public, error) {
 	if err := os.MkdirAll(string(d), 0o700); err != nil {
 		return statement.Public{}, err
 	}
+	lock, err := d.lock()
+	if err != nil {
+		return statement.Public{}, err
+	}
+	defer lock.Close()
 	if err := create(d.private(name), text, 0o600); err != nil {
 		return statement.Public{}, err
 	}
@@ -55,9 +61,38 @@ func (d Dir) Generate(name, kind string) (statement.Public, error) {
 	return pub, nil
 }
 
+const unnamed = ".new-"
+
+func (d Dir) lock() (*flock.Flock, error) {
+	l := flock.New(filepath.Join(string(d), ".lock"), flock.SetPermissions(0o600))
+	return l, l.Lock()
+}
+
+// Clean removes the files of those who were killed before a key had its name, in
+// which a private key may be, and returns their paths.
+func (d Dir) Clean() (gone []string, err error) {
+	if _, err := os.Stat(string(d)); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	lock, err := d.lock()
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	left, err := filepath.Glob(filepath.Join(string(d), unnamed+"*"))
+	for _, path := range left {
+		if rerr := os.Remove(path); rerr != nil {
+			err = errors.Join(err, rerr)
+			continue
+		}
+		gone = append(gone, path)
+	}
+	return gone, err
+}
+
 // create writes a new file, whole or not at all, and never over another.
 func create(path string, data []byte, mode fs.FileMode) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	f, err := os.CreateTemp(filepath.Dir(path), unnamed+"*")
 	if err != nil {
 		return err
 	}

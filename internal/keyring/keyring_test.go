@@ -57,6 +57,23 @@ func TestKeyring(t *testing.T) {
 			t.Errorf("%s: %v", spec, err)
 		}
 	}
+	// Killed before the key had its name.
+	if err := os.Chmod(filepath.Join(dir, "release.key"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	half := filepath.Join(dir, ".new-123")
+	if err := os.WriteFile(half, []byte("half a key"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := d.List(); err != nil || len(l) != 1 {
+		t.Error(l, err)
+	}
+	if gone, err := d.Clean(); err != nil || len(gone) != 1 || gone[0] != half {
+		t.Error(gone, err)
+	}
+	if gone, err := keyring.Dir(filepath.Join(dir, "none")).Clean(); err != nil || len(gone) != 0 {
+		t.Error(gone, err)
+	}
 	for _, name := range []string{"", "../x", "a/b", "-x", "a.b"} {
 		if _, err := d.Generate(name, statement.Ed25519); err == nil {
 			t.Errorf("%q names a key", name)
