@@ -1,5 +1,5 @@
-// Package rehearse plays a deployment without a machine: the real engine, with its
-// journal, on the parts of internal/model, under modelled requests, by a clock that
+// Package rehearse plays a deployment without a machine: the real engine, with a
+// journal in memory, on the parts of internal/model, under modelled requests, by a clock that
 // does not wait. It says what users would have seen.
 package rehearse
 
@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/rebake/rebake/artifact"
@@ -127,11 +126,6 @@ func Run(ctx context.Context, o Options) (Report, error) {
 
 // play deploys an image of this behaviour over a good one.
 func (o Options) play(ctx context.Context, b model.Behaviour, rep Report, poll time.Duration) (out Played, err error) {
-	dir, err := os.MkdirTemp("", "rebake-rehearsal-")
-	if err != nil {
-		return out, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	old, fresh := artifact.Digest("sha256:old"), o.Request.Spec.Image.Digest
 	s := &stage{fleet: o.Config.Name, now: time.Now().UTC().Round(0), step: rep.Every}
 	s.pool = &model.Pool{Now: s.clock, Behave: map[artifact.Digest]model.Behaviour{old: {Boot: rep.Boot}, fresh: b}}
@@ -139,11 +133,12 @@ func (o Options) play(ctx context.Context, b model.Behaviour, rep Report, poll t
 	s.router = &model.Router{Check: s.pool.Check, Serve: s.pool.Serve, Every: max(h.Interval, 10*time.Millisecond), Rise: h.Rise, Fall: h.Fall,
 		Latency: time.Millisecond, Now: s.clock}
 	d := &fleet.Deployer{
-		Dir: dir, Config: fleet.Config{Name: o.Config.Name, Size: o.Config.Size, Health: h}, Pool: s.pool, Router: s.router, Poll: poll, Now: s.clock, Sleep: s.sleep,
+		Config: fleet.Config{Name: o.Config.Name, Size: o.Config.Size, Health: h}, Pool: s.pool, Router: s.router, Poll: poll, Now: s.clock, Sleep: s.sleep,
 		Ask: func(context.Context, fleet.Question) (fleet.Verdict, string, error) {
 			return fleet.Pass, "taken as passed", nil
 		},
 	}
+	d.Forget()
 	quiet := event.With(ctx, func(event.Event) {}, nil) // the time line tells it all
 	before := fleet.Request{Spec: o.Request.Spec, Wait: true, Policy: fleet.Policy{Port: o.Request.Policy.Port, Within: o.Request.Policy.Within}}
 	before.Spec.Image.Digest, before.Spec.Image.Version = old, "old"
