@@ -140,7 +140,7 @@ type news struct {
 // they were not told of: beside the deployment, one after the other, so that a
 // hook that hangs delays neither the watch nor the way back. heard takes note.
 func (s *session) tell(ctx context.Context, r *Record) {
-	if s.Notify == nil || !r.Hooks {
+	if s.Notify == nil || !r.Hooks && len(r.Told) == 0 { // Told: begun by a rebake that did not write Hooks down
 		return
 	}
 	for _, due := range r.stages() {

@@ -52,7 +52,7 @@ func (b busy) RoundTrip(r *http.Request) (*http.Response, error) {
 	return nil, e
 }
 
-// local marks an error of this side, which trying again does not mend.
+// localError marks an error of this side, which trying again does not mend.
 type localError struct{ error }
 
 func (e localError) Unwrap() error { return e.error }

@@ -2,6 +2,7 @@
 package child
 
 import (
+	"errors"
 	"os/exec"
 	"syscall"
 	"time"
@@ -13,11 +14,15 @@ func Run(cmd *exec.Cmd) error { return bound(cmd) }
 
 // RunGroup runs a program in a process group of its own, which is killed whole
 // when the context of cmd ends. What it leaves in the background when it ends
-// well may stay, and is not waited for: exec.ErrWaitDelay is no error then. If this
-// process is killed, so is the program, but not what that has started.
+// well may stay, and its output is not waited for. If this process is killed, so is
+// the program, but not what that has started.
 func RunGroup(cmd *exec.Cmd) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second // for children that keep its output open
-	return bound(cmd)
+	err := bound(cmd)
+	if errors.Is(err, exec.ErrWaitDelay) { // it ended well itself
+		return nil
+	}
+	return err
 }

@@ -30,7 +30,7 @@ func run(ctx context.Context, args []string, dir string, n fleet.Notice, body []
 	_ = told.Close()
 	var exit *exec.ExitError
 	switch {
-	case err == nil, errors.Is(err, exec.ErrWaitDelay) && ctx.Err() == nil:
+	case err == nil:
 		return nil
 	case ctx.Err() != nil:
 		return fmt.Errorf("it was killed; it said: %s", said.String())

@@ -86,9 +86,6 @@ func askCommand(ctx context.Context, dir string, q fleet.Question) (fleet.Verdic
 	cmd.Env = append(os.Environ(), commandEnv(q)...)
 	cmd.Stdout, cmd.Stderr = told, told
 	err := child.RunGroup(cmd)
-	if errors.Is(err, exec.ErrWaitDelay) {
-		err = nil
-	}
 	_ = told.Close()
 	var exit *exec.ExitError
 	switch {

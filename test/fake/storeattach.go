@@ -92,7 +92,7 @@ func (s *Store) Tamper(body []byte) {
 	}
 }
 
-// detach forgets those that drop tells, and what is attached to them.
+// detach forgets those that drop tells. Nothing is attached to attachments here.
 func (s *Store) detach(drop func(attached) bool) {
 	s.attached = slices.DeleteFunc(s.attached, drop)
 }
