@@ -185,7 +185,7 @@ func TestRoundTrip(t *testing.T) {
 	if !bytes.Equal(disk(t, two, got.Image), data) {
 		t.Fatal("other bytes in the child")
 	}
-	if res, err = Copy(t.Context(), at(t, "oci://"+addr+"/x/team/web:2"), at(t, "oci://"+addr+"/prod"), quick); err != nil || res.Image.Digest != child.Digest {
+	if res, err = Copy(t.Context(), at(t, "oci://"+addr+"/x/team/web:2"), at(t, "oci://"+addr+"/prod"), quick); err != nil || res.Image.Digest != child.Digest || res.Moved != 0 || res.Bytes != 0 {
 		t.Fatalf("copy: %+v, %v", res, err)
 	}
 	if _, err = Pull(t.Context(), at(t, "oci://"+addr+"/prod/team/web:2"), store(t), "", quick); err != nil {

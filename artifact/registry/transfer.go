@@ -23,11 +23,11 @@ import (
 // Result says what a transfer did.
 type Result struct {
 	Image  artifact.Image `json:"image"`
-	Ref    string         `json:"ref"`   // where the image is now
-	Blobs  int            `json:"blobs"` // that it needs
-	Moved  int            `json:"moved"` // that were not there
-	Bytes  int64          `json:"bytes"` // of those
-	Shared int64          `json:"shared"`
+	Ref    string         `json:"ref"`    // where the image is now
+	Blobs  int            `json:"blobs"`  // that it needs
+	Moved  int            `json:"moved"`  // that traveled: they were not there, and could not be mounted
+	Bytes  int64          `json:"bytes"`  // of those
+	Shared int64          `json:"shared"` // bytes of the others
 }
 
 // gauge adds up the bytes of many goroutines. What is moved again does not count.
@@ -173,13 +173,10 @@ func (c *client) send(ctx context.Context, img artifact.Image, raw []byte, m v1.
 	if err != nil {
 		return res, err
 	}
-	res.Blobs, res.Moved = len(blobs), len(missing)
-	for _, b := range blobs {
-		res.Shared += b.Size
-	}
-	res.Bytes = c.sum(missing).total
+	res.Blobs, res.Shared = len(blobs), c.sum(blobs).total
+	res.Moved, res.Bytes, err = c.sendBlobs(ctx, r, missing, open, mount)
 	res.Shared -= res.Bytes
-	if err := c.sendBlobs(ctx, r, missing, open, mount); err != nil {
+	if err != nil {
 		return res, err
 	}
 	for _, tag := range append([]string{img.Version}, img.Tags...) {
@@ -196,7 +193,7 @@ func (c *client) send(ctx context.Context, img artifact.Image, raw []byte, m v1.
 			}
 			lost, lerr := c.lacking(ctx, r, blobs)
 			if lerr == nil {
-				lerr = c.sendBlobs(ctx, r, lost, open, "")
+				_, _, lerr = c.sendBlobs(ctx, r, lost, open, "")
 			}
 			if lerr != nil {
 				return final(lerr)
@@ -210,14 +207,27 @@ func (c *client) send(ctx context.Context, img artifact.Image, raw []byte, m v1.
 	return res, nil
 }
 
-func (c *client) sendBlobs(ctx context.Context, r *remote.Repository, blobs []v1.Descriptor, open opener, mount string) error {
+// sendBlobs says how many blobs, and how many bytes of them, traveled: what the
+// registry mounted did not.
+func (c *client) sendBlobs(ctx context.Context, r *remote.Repository, blobs []v1.Descriptor, open opener, mount string) (moved int, size int64, err error) {
 	gauge := c.sum(blobs)
+	opened := make([]bool, len(blobs))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(c.o.Parallel)
-	for _, b := range blobs {
-		g.Go(func() error { return c.sendBlob(ctx, r, b, open, mount, gauge) })
+	for i, b := range blobs {
+		noted := func(ctx context.Context, b v1.Descriptor) (io.ReadCloser, error) {
+			opened[i] = true
+			return open(ctx, b)
+		}
+		g.Go(func() error { return c.sendBlob(ctx, r, b, noted, mount, gauge) })
 	}
-	return g.Wait()
+	err = g.Wait()
+	for i, b := range blobs {
+		if opened[i] {
+			moved, size = moved+1, size+b.Size
+		}
+	}
+	return moved, size, err
 }
 
 // final marks an error that was tried often enough.
