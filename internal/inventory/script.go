@@ -21,8 +21,9 @@ for d in etc/systemd/system etc/runlevels etc/cron.d etc/cron.hourly etc/cron.da
   [ ! -e "$R/$d" ] || set -- "$@" "$R/$d"
 done
 [ $# = 0 ] || find "$@" ! -type d -exec printf 'u %s\0' {} +
-if [ -z "$R" ] && has sshd && has ssh-keygen && T=$(mktemp -d /run/rebake-inventory.XXXXXX 2>/dev/null || mktemp -d); then
-  # The image has no host key any more, and sshd wants one to say its settings.
+if [ -z "$R" ] && has sshd && has ssh-keygen && T=$(mktemp -d /run/rebake-inventory.XXXXXX 2>/dev/null); then
+  # The image has no host key any more, and sshd wants one to say its settings. It
+  # is in memory: whatever happens here, it is not in the image.
   if ssh-keygen -q -t ed25519 -N '' -f "$T/key" </dev/null >/dev/null 2>&1; then
     mkdir -p /run/sshd; sshd -T -h "$T/key" 2>/dev/null | sed 's/^/s /' | lines
   fi
