@@ -260,37 +260,3 @@ func (d Diff) Broken(gates []string) ([]string, error) {
 	}
 	return out, nil
 }
-
-// Summary is the diff in one line: 3 packages up, 1 added; 1 new setuid file.
-func Summary(d Diff) string {
-	var parts []string
-	for _, g := range []struct {
-		what string
-		l    []Change
-	}{{"packages", d.Packages}, {"config files", d.Config}, {"other files", d.Files}, {"ports", d.Ports}, {"users", d.Users}, {"groups", d.Groups},
-		{"units", d.Units}, {"cron", d.Cron}, {"kernels", d.Kernel}, {"sshd settings", d.SSHD}} {
-		n := map[string]int{}
-		for _, c := range g.l {
-			n[c.What]++
-		}
-		var s []string
-		for _, w := range []string{Up, Down, Changed, Added, Removed} {
-			if n[w] > 0 {
-				s = append(s, fmt.Sprintf("%d %s", n[w], w))
-			}
-		}
-		if len(s) > 0 {
-			parts = append(parts, g.what+": "+strings.Join(s, ", "))
-		}
-	}
-	if n := len(d.SetID); n > 0 {
-		parts = append(parts, fmt.Sprintf("new setuid or setgid: %d", n))
-	}
-	if d.FilesUnknown {
-		parts = append(parts, "files: unknown")
-	}
-	if len(parts) == 0 {
-		return "nothing changed"
-	}
-	return strings.Join(parts, "; ")
-}

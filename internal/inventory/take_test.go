@@ -164,7 +164,7 @@ func TestWhatAnImageHolds(t *testing.T) {
 				t.Fatal(err)
 			}
 			back, err := Decode(b)
-			if err != nil || Summary(Compare(after, back)) != "nothing changed" {
+			if err != nil || Compare(after, back).Summary().Text != "nothing changed" {
 				t.Errorf("%v", err)
 			}
 			few, err := take(t.Context(), g, Packages, root)
