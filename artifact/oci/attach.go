@@ -190,7 +190,7 @@ func mayConcern(m v1.Descriptor, to artifact.Digest) bool {
 	if kind(m) == kindAttachment {
 		return m.Annotations[annotationSubject] == string(to)
 	}
-	return named(m) == "" && m.Size <= maxManifest && m.MediaType == v1.MediaTypeImageManifest
+	return kind(m) == "" && m.Size <= maxManifest && m.MediaType == v1.MediaTypeImageManifest
 }
 
 // attachment reads the manifest of one.
@@ -272,7 +272,7 @@ func (s *Store) detach(idx *v1.Index, gone func(artifact.Digest) bool) {
 		idx.Manifests = slices.DeleteFunc(idx.Manifests, func(m v1.Descriptor) bool {
 			subject := artifact.Digest(m.Annotations[annotationSubject])
 			if kind(m) != kindAttachment {
-				if named(m) != "" || m.Size > maxManifest || m.Annotations[v1.AnnotationRefName] != "" {
+				if kind(m) != "" || m.Size > maxManifest || m.Annotations[v1.AnnotationRefName] != "" {
 					return false
 				}
 				raw, err := s.blob(artifact.Digest(m.Digest))

@@ -15,7 +15,7 @@ import (
 	"github.com/rebake/rebake/artifact"
 )
 
-// An entry of the index is a version or a tag of ours, or, without the
+// An entry of the index is a version or a tag of ours, an attachment, a tombstone, or, without the
 // annotation, something that others put there, which is kept and not shown.
 const (
 	annotationKind = "dev.rebake.kind"
@@ -36,7 +36,9 @@ func named(d v1.Descriptor) string {
 // put points ref at the manifest, replacing what it pointed at.
 func put(idx *v1.Index, d v1.Descriptor, ref, kind string) {
 	d.Annotations = map[string]string{v1.AnnotationRefName: ref, annotationKind: kind}
-	idx.Manifests = slices.DeleteFunc(idx.Manifests, func(have v1.Descriptor) bool { return named(have) == ref })
+	idx.Manifests = slices.DeleteFunc(idx.Manifests, func(have v1.Descriptor) bool {
+		return named(have) == ref || kind == kindVersion && have.Annotations[annotationRemoved] == ref // it is there again
+	})
 	idx.Manifests = append(idx.Manifests, d)
 }
 
@@ -49,10 +51,8 @@ func (s *Store) Register(ctx context.Context, img artifact.Image) (artifact.Imag
 			return err
 		}
 		ref := img.Name + ":" + img.Version
-		for _, have := range idx.Manifests {
-			if named(have) == ref && (have.Digest != e.desc.Digest || kind(have) != kindVersion) {
-				return fmt.Errorf("%s: %w", ref, artifact.ErrExists)
-			}
+		if err := taken(idx, ref, e.img.Digest); err != nil {
+			return err
 		}
 		if err := e.store(s); err != nil {
 			return err
@@ -107,7 +107,7 @@ func (s *Store) Tag(ctx context.Context, name, tag string, d artifact.Digest) er
 		for i, m := range idx.Manifests {
 			n, _ := cutRef(named(m))
 			switch {
-			case named(m) == ref && kind(m) == kindVersion:
+			case named(m) == ref && kind(m) == kindVersion, m.Annotations[annotationRemoved] == ref:
 				return fmt.Errorf("%s is a version, which never moves: %w", ref, artifact.ErrExists)
 			case kind(m) == kindVersion && n == name && artifact.Digest(m.Digest) == d:
 				to = &idx.Manifests[i]
@@ -163,7 +163,7 @@ func (s *Store) resolve(idx v1.Index, ref artifact.Ref) (artifact.Image, error) 
 	}
 	switch {
 	case len(found) == 0:
-		return artifact.Image{}, fmt.Errorf("%s: %w", ref, artifact.ErrNotFound)
+		return artifact.Image{}, s.gone(idx, ref)
 	case len(found) > 1:
 		return artifact.Image{}, fmt.Errorf("%s names %d images: give more digits", ref, len(found))
 	}

@@ -195,10 +195,8 @@ func (s *Store) Adopt(ctx context.Context, raw []byte, want artifact.Ref) (artif
 		if _, err := s.layers(img.Content, m); err != nil {
 			return err
 		}
-		for _, have := range idx.Manifests {
-			if named(have) == ref && (have.Digest != desc.Digest || kind(have) != kindVersion) {
-				return fmt.Errorf("%s: %w here, with another content", ref, artifact.ErrExists)
-			}
+		if err := taken(idx, ref, artifact.Digest(desc.Digest)); err != nil {
+			return fmt.Errorf("in the store here, as another image: %w", err)
 		}
 		put(idx, desc, ref, kindVersion)
 		return nil

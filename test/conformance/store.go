@@ -18,7 +18,7 @@ import (
 )
 
 // Store is the suite of artifact.Store and, for a store that has them, of
-// Lister, Deleter and Verifier. Each call of open returns an empty store.
+// Lister, Deleter, Retirer (and Deleter with it) and Verifier. Each call of open returns an empty store.
 func Store(t *testing.T, open func(t *testing.T) artifact.Store) {
 	t.Run("what is fetched is what was written", func(t *testing.T) { storeRoundTrip(t, open(t)) })
 	t.Run("random disks with parents", func(t *testing.T) { storeRandom(t, open(t)) })
@@ -42,6 +42,9 @@ func Store(t *testing.T, open func(t *testing.T) artifact.Store) {
 		t.Run("remove", func(t *testing.T) { storeRemove(t, open(t)) })
 		t.Run("prune", func(t *testing.T) { storePrune(t, open(t)) })
 		t.Run("prune spares the young and the kept", func(t *testing.T) { storeGrace(t, open(t)) })
+	}
+	if _, ok := s.(artifact.Retirer); ok {
+		storeRetiring(t, open)
 	}
 	if _, ok := s.(artifact.Verifier); ok {
 		t.Run("verify", func(t *testing.T) { storeVerify(t, open(t)) })

@@ -30,6 +30,7 @@ type Store struct {
 	tags     map[string]artifact.Digest // by name:tag
 	attached []attached
 	known    map[artifact.Digest]bool // what was described or registered
+	removed  []artifact.Removed
 }
 
 const page = 64 << 10
@@ -128,10 +129,11 @@ func (s *Store) Register(_ context.Context, img artifact.Image) (artifact.Image,
 		return img, err
 	}
 	ref := img.Name + ":" + img.Version
-	if have, ok := s.images[ref]; ok && have.Digest != img.Digest || s.tags[ref] != "" {
+	if have, ok := s.images[ref]; ok && have.Digest != img.Digest || s.tags[ref] != "" || s.taken(img) {
 		return img, fmt.Errorf("%s: %w", ref, artifact.ErrExists)
 	}
 	s.images[ref] = img
+	s.removed = slices.DeleteFunc(s.removed, func(r artifact.Removed) bool { return r.Digest == img.Digest })
 	return img, nil
 }
 
@@ -195,7 +197,7 @@ func (s *Store) resolve(ref artifact.Ref) (artifact.Image, error) {
 	}
 	switch len(found) {
 	case 0:
-		return artifact.Image{}, fmt.Errorf("%s: %w", ref, artifact.ErrNotFound)
+		return artifact.Image{}, s.gone(ref)
 	case 1:
 		return s.tagged(found[0]), nil
 	}
@@ -209,7 +211,7 @@ func (s *Store) Tag(_ context.Context, name, tag string, d artifact.Digest) erro
 	if err := artifact.CheckTag(tag); err != nil {
 		return err
 	}
-	if _, ok := s.images[name+":"+tag]; ok {
+	if _, ok := s.images[name+":"+tag]; ok || s.taken(artifact.Image{Name: name, Version: tag}) {
 		return fmt.Errorf("%s:%s is a version: %w", name, tag, artifact.ErrExists)
 	}
 	for _, img := range s.images {
@@ -287,10 +289,7 @@ func (s *Store) Remove(_ context.Context, ref artifact.Ref) error {
 		delete(s.tags, ref.String())
 		return nil
 	}
-	delete(s.images, img.Name+":"+img.Version)
-	for _, t := range img.Tags {
-		delete(s.tags, img.Name+":"+t)
-	}
+	s.forget(img)
 	s.detach(func(a attached) bool { return a.to == img.Digest })
 	return nil
 }
@@ -309,6 +308,9 @@ func (s *Store) Prune(_ context.Context, grace time.Duration, keep []artifact.Di
 	registered := map[artifact.Digest]bool{}
 	for _, img := range s.images {
 		needed[img.Content], registered[img.Digest] = true, true
+	}
+	for _, r := range s.removed {
+		registered[r.Digest] = true
 	}
 	s.detach(func(a attached) bool { return !registered[a.to] && time.Since(a.at) >= grace })
 	pages := map[artifact.Digest]bool{}
