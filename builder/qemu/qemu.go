@@ -282,6 +282,9 @@ func (m *machine) Endpoint(ctx context.Context) (builder.Endpoint, error) {
 	if ctx.Err() != nil {
 		return builder.Endpoint{}, context.Cause(ctx)
 	}
+	if err := m.vm.Broken(); err != nil {
+		return builder.Endpoint{}, err
+	}
 	if !m.vm.Running() {
 		return builder.Endpoint{}, fmt.Errorf("the machine stopped; its console ends with:\n%s", m.vm.Console(2000))
 	}

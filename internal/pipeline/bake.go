@@ -283,6 +283,9 @@ func connect(ctx context.Context, m builder.Machine, timeout time.Duration) (*ss
 		ssh.Options{Timeout: timeout, Pipe: pipe, Alive: func() error {
 			select {
 			case <-m.Done():
+				if _, err := m.Endpoint(ctx); err != nil {
+					return err // it may know why
+				}
 				return fmt.Errorf("the machine stopped; its console ends with:\n%s", indent(m.Console(2000)))
 			default:
 				return nil

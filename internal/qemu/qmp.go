@@ -19,7 +19,7 @@ type monitor struct {
 	mu     sync.Mutex // one command at a time
 	reply  chan qmpMessage
 	closed chan struct{}
-	event  func(qmpMessage)
+	event  func(*monitor, qmpMessage)
 }
 
 type qmpMessage struct {
@@ -40,7 +40,7 @@ const maxQMPLine = 1 << 20
 var errRefused = errors.New("QEMU refused")
 
 // dialQMP connects and negotiates. event is called from the reader, in order; may be nil.
-func dialQMP(ctx context.Context, path string, event func(qmpMessage)) (*monitor, error) {
+func dialQMP(ctx context.Context, path string, event func(*monitor, qmpMessage)) (*monitor, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
 	if err != nil {
 		return nil, err
@@ -79,7 +79,7 @@ func (m *monitor) read(greeted chan<- struct{}) {
 			greeted = nil
 		case msg.Event != "":
 			if m.event != nil {
-				m.event(msg)
+				m.event(m, msg)
 			}
 		case msg.Return != nil || msg.Error != nil:
 			select {

@@ -50,6 +50,7 @@ type VM struct {
 
 	mu     sync.Mutex
 	reason string // why QEMU says it ended
+	broken error  // why it was ended by us
 	exit   error
 }
 
@@ -249,7 +250,10 @@ func errOr(err error, text string) error {
 	return err
 }
 
-func (vm *VM) event(m qmpMessage) {
+func (vm *VM) event(mon *monitor, m qmpMessage) {
+	if m.Event == "STOP" {
+		go vm.stopped(mon)
+	}
 	if m.Event != "SHUTDOWN" {
 		return
 	}
