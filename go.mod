@@ -14,6 +14,7 @@ require (
 	github.com/expr-lang/expr v1.17.8 // indirect
 	github.com/gofrs/flock v0.13.0 // indirect
 	github.com/google/go-cmp v0.7.0 // indirect
+	github.com/google/go-containerregistry v0.22.1 // indirect
 	github.com/google/uuid v1.6.0 // indirect
 	github.com/hashicorp/packer-plugin-sdk v0.6.10 // indirect
 	github.com/invopop/jsonschema v0.14.0 // indirect

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -149,9 +150,10 @@ func (b *bounded) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Adopt makes an image visible whose manifest and blobs were put here. Every
-// chunk of the disk is decoded and hashed first. ErrExists as Register.
-func (s *Store) Adopt(ctx context.Context, raw []byte, want artifact.Ref) (artifact.Image, error) {
+// Adopt makes an image visible whose manifest and blobs were put here, together
+// with its documents. Every chunk of the disk is decoded and hashed first, unless
+// this very image is visible already. ErrExists as Register.
+func (s *Store) Adopt(ctx context.Context, raw []byte, want artifact.Ref, docs ...Document) (artifact.Image, error) {
 	mani, err := CheckManifest(raw)
 	if err != nil {
 		return artifact.Image{}, err
@@ -187,16 +189,25 @@ func (s *Store) Adopt(ctx context.Context, raw []byte, want artifact.Ref) (artif
 			return img, fmt.Errorf("%w: the manifest does not list blob %s, which the disk needs", artifact.ErrCorrupt, d)
 		}
 	}
-	if err := s.frames(ctx, m, nil, func(int64, []byte) error { return nil }); err != nil {
-		return img, err
-	}
 	ref := img.Name + ":" + img.Version
+	if idx, err := s.index(); err != nil {
+		return img, err
+	} else if !slices.ContainsFunc(idx.Manifests, func(m v1.Descriptor) bool {
+		return named(m) == ref && m.Digest == desc.Digest && kind(m) == kindVersion
+	}) {
+		if err := s.frames(ctx, m, nil, func(int64, []byte) error { return nil }); err != nil {
+			return img, err
+		}
+	}
 	return img, s.change(ctx, func(idx *v1.Index) error {
 		if _, err := s.layers(img.Content, m); err != nil {
 			return err
 		}
 		if err := taken(idx, ref, artifact.Digest(desc.Digest)); err != nil {
 			return fmt.Errorf("in the store here, as another image: %w", err)
+		}
+		if _, err := s.addDocuments(idx, img.Digest, docs); err != nil {
+			return err
 		}
 		put(idx, desc, ref, kindVersion)
 		return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/rebake/rebake/artifact"
@@ -15,7 +16,8 @@ import (
 // Pull brings an image into the local layout. Blobs that are here are not
 // fetched; one that broke off goes on where it was, if the registry takes
 // ranges. Every blob and every chunk is hashed before the image is visible.
-// A moving tag that the address names is moved here too. arch picks from an index.
+// What is attached to it comes too, also to an image that is here already. A
+// moving tag that the address names is moved here too. arch picks from an index.
 func Pull(ctx context.Context, src Address, to *oci.Store, arch string, o Options) (Result, error) {
 	c, err := newClient(o)
 	if err != nil {
@@ -45,7 +47,21 @@ func Pull(ctx context.Context, src Address, to *oci.Store, arch string, o Option
 	if err := g.Wait(); err != nil {
 		return res, err
 	}
-	if res.Image, err = to.Adopt(ctx, raw, artifact.Ref{Name: img.Name}); err != nil {
+	had, err := to.Attached(ctx, img.Digest, "")
+	if err != nil {
+		return res, err
+	}
+	docs, err := c.documents(ctx, src, img.Digest, func(d artifact.Digest) bool {
+		return slices.ContainsFunc(had, func(a artifact.Attachment) bool { return a.Digest == d })
+	})
+	if err != nil {
+		return res, err
+	}
+	if err := c.fetchDocuments(ctx, src, docs, to); err != nil {
+		return res, err
+	}
+	res.Attached = len(docs)
+	if res.Image, err = to.Adopt(ctx, raw, artifact.Ref{Name: img.Name}, docs...); err != nil {
 		return res, err
 	}
 	if tag := src.Tag; src.Dig == "" && remoteTag(tag) != remoteTag(img.Version) {

@@ -64,7 +64,7 @@ func passes(err error) bool {
 	var path *fs.PathError
 	switch {
 	case errors.As(err, &resp), errors.As(err, &here), errors.As(err, &path), errors.Is(err, errdef.ErrNotFound),
-		errors.Is(err, artifact.ErrCorrupt), errors.Is(err, http.ErrSchemeMismatch):
+		errors.Is(err, artifact.ErrCorrupt), errors.Is(err, http.ErrSchemeMismatch), errors.Is(err, errdef.ErrUnsupported), errors.Is(err, errdef.ErrTooManyPages):
 		return false
 	}
 	return true

@@ -28,6 +28,8 @@ type Result struct {
 	Moved  int            `json:"moved"`  // that traveled: they were not there, and could not be mounted
 	Bytes  int64          `json:"bytes"`  // of those
 	Shared int64          `json:"shared"` // bytes of the others
+
+	Attached int `json:"attached"` // documents (signatures, statements, …) that traveled with it, or after it
 }
 
 // gauge adds up the bytes of many goroutines. What is moved again does not count.
@@ -114,14 +116,33 @@ func Push(ctx context.Context, from *oci.Store, img artifact.Image, to Address, 
 	if err != nil {
 		return Result{}, err
 	}
-	dst := to.Of(img.Name, img.Version)
-	return c.send(ctx, img, raw, m, desc, dst, func(ctx context.Context, b v1.Descriptor) (io.ReadCloser, error) {
-		f, err := from.OpenBlob(b)
+	docs, err := from.Documents(ctx, img.Digest)
+	if err != nil {
+		return Result{}, err
+	}
+	return c.send(ctx, parcel{img, raw, m, desc, docs, opens(from), to.parent(img)}, to.Of(img.Name, img.Version))
+}
+
+// opens reads blobs of the local layout.
+func opens(s *oci.Store) opener {
+	return func(_ context.Context, b v1.Descriptor) (io.ReadCloser, error) {
+		f, err := s.OpenBlob(b)
 		if err != nil {
 			return nil, localError{err}
 		}
 		return f, nil
-	}, to.parent(img))
+	}
+}
+
+// parcel is an image that is sent, and where its blobs come from.
+type parcel struct {
+	img   artifact.Image // with the moving tags to set
+	raw   []byte
+	m     v1.Manifest
+	desc  v1.Descriptor
+	docs  []oci.Document
+	open  opener
+	mount string // the repository that its blobs may be mounted from, or ""
 }
 
 // parent is the repository that blobs of an image may be mounted from, or "".
@@ -150,61 +171,82 @@ func Copy(ctx context.Context, src, to Address, o Options) (Result, error) {
 		mount = src.Path
 	}
 	img.Tags = nil
+	docs, err := c.documents(ctx, src, img.Digest, func(artifact.Digest) bool { return false })
+	if err != nil {
+		return Result{}, err
+	}
 	desc := content.NewDescriptorFromBytes(v1.MediaTypeImageManifest, raw)
-	return c.send(ctx, img, raw, m, desc, to.Of(img.Name, img.Version), func(ctx context.Context, b v1.Descriptor) (io.ReadCloser, error) {
-		return from.Blobs().Fetch(ctx, b)
-	}, mount)
+	open := func(ctx context.Context, b v1.Descriptor) (io.ReadCloser, error) { return from.Blobs().Fetch(ctx, b) }
+	return c.send(ctx, parcel{img, raw, m, desc, docs, open, mount}, to.Of(img.Name, img.Version))
 }
 
-type opener func(context.Context, v1.Descriptor) (io.ReadCloser, error)
-
-func (c *client) send(ctx context.Context, img artifact.Image, raw []byte, m v1.Manifest, desc v1.Descriptor, dst Address, open opener, mount string) (Result, error) {
+// send brings an image to dst: its blobs, its manifest by digest, what is attached
+// to it, and then its version and tags, which is when it is seen.
+func (c *client) send(ctx context.Context, p parcel, dst Address) (Result, error) {
 	r := c.repo(dst)
-	res := Result{Image: img, Ref: dst.String()}
+	res := Result{Image: p.img, Ref: dst.String()}
 	have, found, err := c.head(ctx, r, remoteTag(dst.Tag))
 	if err != nil {
 		return res, err
 	}
-	if found && have.Digest != desc.Digest {
+	if found && have.Digest != p.desc.Digest {
 		return res, fmt.Errorf("%s is %s there: %w", dst, have.Digest, artifact.ErrExists)
 	}
-	blobs := needs(m)
+	blobs := needs(p.m)
 	missing, err := c.lacking(ctx, r, blobs)
 	if err != nil {
 		return res, err
 	}
 	res.Blobs, res.Shared = len(blobs), c.sum(blobs).total
-	res.Moved, res.Bytes, err = c.sendBlobs(ctx, r, missing, open, mount)
+	res.Moved, res.Bytes, err = c.sendBlobs(ctx, r, missing, p.open, p.mount)
 	res.Shared -= res.Bytes
 	if err != nil {
 		return res, err
 	}
-	for _, tag := range append([]string{img.Version}, img.Tags...) {
-		if found && tag == img.Version {
-			continue
-		}
-		// A registry may lose one of two uploads of the same blob at once, and
-		// says so when the manifest comes: what it lacks then is sent again.
-		err := c.retry(ctx, "finish "+dst.String(), func(ctx context.Context) error {
-			err := c.sendTag(ctx, r, img, desc, raw, tag)
-			var resp *errcode.ErrorResponse
-			if !errors.As(err, &resp) || !slices.ContainsFunc(resp.Errors, func(e errcode.Error) bool { return e.Code == errcode.ErrorCodeManifestBlobUnknown }) {
-				return final(err)
-			}
-			lost, lerr := c.lacking(ctx, r, blobs)
-			if lerr == nil {
-				_, _, lerr = c.sendBlobs(ctx, r, lost, open, "")
-			}
-			if lerr != nil {
-				return final(lerr)
-			}
-			return fmt.Errorf("the registry lost %d blobs that were sent", len(lost))
+	tags := p.img.Tags
+	if !found {
+		tags = append([]string{p.img.Version}, tags...)
+		err := c.whole(ctx, r, blobs, p.open, "finish "+dst.String(), func(ctx context.Context) error {
+			return r.Manifests().Push(ctx, p.desc, bytes.NewReader(p.raw))
 		})
 		if err != nil {
 			return res, err
 		}
 	}
+	if res.Attached, err = c.sendDocuments(ctx, dst, artifact.Digest(p.desc.Digest), p.docs, p.open); err != nil {
+		return res, err
+	}
+	for _, tag := range tags {
+		if err := c.sendTag(ctx, r, p.img, p.desc, p.raw, tag); err != nil {
+			return res, err
+		}
+	}
 	return res, nil
+}
+
+// whole sends a manifest whose blobs were sent. A registry may lose one of two
+// uploads of the same blob at once, and says so when the manifest comes: what it
+// lacks then is sent again.
+func (c *client) whole(ctx context.Context, r *remote.Repository, blobs []v1.Descriptor, open opener, what string, manifest func(context.Context) error) error {
+	first := true
+	return c.retry(ctx, what, func(ctx context.Context) error {
+		if !first {
+			lost, err := c.lacking(ctx, r, blobs)
+			if err == nil {
+				_, _, err = c.sendBlobs(ctx, r, lost, open, "")
+			}
+			if err != nil {
+				return final(err)
+			}
+		}
+		first = false
+		err := c.retry(ctx, "write the manifest", manifest)
+		var resp *errcode.ErrorResponse
+		if !errors.As(err, &resp) || !slices.ContainsFunc(resp.Errors, func(e errcode.Error) bool { return e.Code == errcode.ErrorCodeManifestBlobUnknown }) {
+			return final(err)
+		}
+		return errors.New("the registry lost blobs that were sent")
+	})
 }
 
 // sendBlobs says how many blobs, and how many bytes of them, traveled: what the

@@ -23,7 +23,7 @@ func registryFlags() []cli.Flag {
 func pushCommand() *cli.Command {
 	return &cli.Command{
 		Name: "push", Usage: "bring an image and its tags to an OCI registry", ArgsUsage: "REF oci://HOST/PREFIX",
-		Description: help("The image web becomes the repository HOST/PREFIX/web, its version and its moving tags are tags there.\nOnly what the registry lacks travels. Credentials come from docker's config and its helpers.",
+		Description: help("The image web becomes the repository HOST/PREFIX/web, its version and its moving tags are tags there.\nOnly what the registry lacks travels, and what is attached to the image (signatures, statements) goes with it,\nalso to an image that is there already. Credentials come from docker's config and its helpers.",
 			"rebake push web:1.4.0 oci://registry.example.com/team"),
 		Flags: registryFlags(), Action: with(imagePush),
 	}
@@ -32,7 +32,7 @@ func pushCommand() *cli.Command {
 func pullCommand() *cli.Command {
 	return &cli.Command{
 		Name: "pull", Usage: "bring an image from an OCI registry here", ArgsUsage: "oci://HOST/PREFIX/NAME:VERSION",
-		Description: help("Only what is not here travels; everything is checked before the image is seen. A tag, or @sha256:…,\nnames an image as well as a version; a tag is moved here too.",
+		Description: help("Only what is not here travels; everything is checked before the image is seen. What was attached to it\nsince comes with a second pull. A tag, or @sha256:…,\nnames an image as well as a version; a tag is moved here too.",
 			"rebake pull oci://registry.example.com/team/web:1.4.0"),
 		Flags: append(registryFlags(), &cli.StringFlag{Name: "arch", Value: runtime.GOARCH, Usage: "which image of an index: `amd64` or arm64"}), Action: with(imagePull),
 	}
@@ -59,7 +59,8 @@ func (s *session) transfer(name, done string, f func(context.Context, registry.O
 	if err != nil {
 		return err
 	}
-	return s.result(res, fmt.Sprintf("%s %s  %s  %d of %d blobs moved (%s), %s were there", done, res.Ref, short(res.Image.Digest), res.Moved, res.Blobs, ui.Size(res.Bytes), ui.Size(res.Shared)))
+	return s.result(res, fmt.Sprintf("%s %s  %s  %d of %d blobs moved (%s), %s were there, %d new documents attached",
+		done, res.Ref, short(res.Image.Digest), res.Moved, res.Blobs, ui.Size(res.Bytes), ui.Size(res.Shared), res.Attached))
 }
 
 const addressHint = "for example oci://registry.example.com/team"
