@@ -13,13 +13,22 @@ func FileDisk(path string) (Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a regular file", path)
-	}
+	d, err := DiskOf(f)
 	if err != nil {
 		f.Close()
 		return nil, err
+	}
+	return d, nil
+}
+
+// DiskOf is FileDisk of an open file, which closes with the disk.
+func DiskOf(f *os.File) (Disk, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", f.Name())
 	}
 	return &fileDisk{f: f, size: st.Size()}, nil
 }

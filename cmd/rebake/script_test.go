@@ -61,7 +61,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"ok": scriptOK, "fails": scriptFails, "json": scriptJSON, "mkimage": scriptMkimage,
 			"mkfleet": scriptMkfleet, "hold": scriptHold, "stall": scriptStall, "schema": scriptSchema,
-			"doctor": scriptDoctor, "printf": scriptPrintf, "damage": scriptDamage,
+			"doctor": scriptDoctor, "printf": scriptPrintf, "damage": scriptDamage, "serve": scriptServe,
 		},
 	})
 }
@@ -284,6 +284,16 @@ func scriptStall(ts *testscript.TestScript, neg bool, args []string) {
 		srv.CloseClientConnections()
 		srv.Close()
 	})
+}
+
+// scriptServe DIR serves the files of a directory and sets $SERVE to their URL.
+func scriptServe(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: serve DIR")
+	}
+	srv := httptest.NewServer(http.FileServer(http.Dir(ts.MkAbs(args[0]))))
+	ts.Setenv("SERVE", srv.URL)
+	ts.Defer(srv.Close)
 }
 
 // scriptSchema SCHEMA TEMPLATE… compiles a JSON Schema and holds templates to it.

@@ -1,14 +1,15 @@
-package qemu
+package importer_test
 
 import (
+	"bytes"
 	"encoding/binary"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/rebake/rebake/artifact/importer"
 )
 
-func TestSafeQcow2(t *testing.T) {
+func TestCheckQcow2(t *testing.T) {
 	for name, c := range map[string]struct {
 		spoil func(h []byte)
 		want  string // "": it is good
@@ -26,11 +27,7 @@ func TestSafeQcow2(t *testing.T) {
 			h := make([]byte, 512)
 			copy(h, "QFI\xfb\x00\x00\x00\x03")
 			c.spoil(h)
-			path := filepath.Join(t.TempDir(), "disk")
-			if err := os.WriteFile(path, h, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			is, err := safeQcow2(path)
+			is, err := importer.CheckQcow2(bytes.NewReader(h))
 			switch {
 			case c.want == "" && (err != nil || !is):
 				t.Errorf("refused: %v", err)
