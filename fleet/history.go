@@ -189,6 +189,35 @@ func (h History) Previous() *Release {
 	return nil
 }
 
+// Waits is the error of a deployment that a person has to decide about, paused or
+// blocked; nil if none has.
+func (h History) Waits() error {
+	if r := h.Unfinished(); r != nil && (r.State == Paused || r.State == Blocked) {
+		return unfinished(*r)
+	}
+	return nil
+}
+
+// TakenBack is the deployment in which the fleet last went away from an image for
+// not being good enough, by itself or by a person's word; nil if it runs the
+// image, or never did so, or took it again later.
+func (h History) TakenBack(d artifact.Digest) *Record {
+	if cur := h.Current(); cur != nil && cur.Spec.Image.Digest == d {
+		return nil
+	}
+	for i := len(h) - 1; i >= 0; i-- {
+		switch r := &h[i]; {
+		case r.New.Spec.Image.Digest == d && (r.State == RolledBack || r.State == Quarantined):
+			return r
+		case r.Rollback && r.Old != nil && r.Old.Spec.Image.Digest == d && (r.State == Baking || r.State.Proven()):
+			return r
+		case r.New.Spec.Image.Digest == d:
+			return nil
+		}
+	}
+	return nil
+}
+
 // Images lists the images that the fleet needs: those that run or may have to
 // (current, kept, unfinished) and the one that rollback would go to.
 func (h History) Images() []artifact.Image {

@@ -174,7 +174,11 @@ type session struct {
 	c   *cli.Context
 	ui  ui.UI
 	red *event.Redactor
+
+	account *account // for a summary; nil: none is kept
 }
+
+func (s *session) interrupted() bool { return context.Cause(s.c.Context) == errInterrupted }
 
 // with opens the state and the store, runs f with a UI, and closes the UI
 // before an error is printed.
@@ -241,6 +245,9 @@ func (s *session) result(v any, text string) error {
 	}
 	if s.c.String("output") == "json" {
 		return writeJSON(s.c.App.Writer, map[string]any{"kind": "result", "result": v})
+	}
+	if s.account.told() {
+		return nil
 	}
 	if text != "" && !strings.HasSuffix(text, "\n") {
 		text += "\n"

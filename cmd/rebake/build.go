@@ -79,7 +79,7 @@ func (s *session) checkNames(tpl *template.Template) error {
 func (s *session) bakeOptions() (pipeline.BakeOptions, error) {
 	o := pipeline.BakeOptions{
 		Only: s.c.StringSlice("only"), Version: s.c.String("version"), Tags: s.c.StringSlice("tag"),
-		Force: s.c.Bool("force"), MaxAge: s.c.Duration("max-age"), SkipTest: s.c.Bool("skip-test"),
+		Force: s.c.Bool("force"), IfChanged: s.c.Bool("if-changed"), MaxAge: s.c.Duration("max-age"), SkipTest: s.c.Bool("skip-test"),
 		NoCache: s.c.Bool("no-cache"), NoCacheFrom: s.c.String("no-cache-from"),
 	}
 	var err error
@@ -91,6 +91,9 @@ func (s *session) bakeOptions() (pipeline.BakeOptions, error) {
 	}
 	if o.MaxAge < 0 {
 		return o, usagef("0 never bakes again what did not change", "--max-age %s is below zero", o.MaxAge)
+	}
+	if o.IfChanged && (o.Force || o.NoCache || o.NoCacheFrom != "") {
+		return o, usagef("leave one of them out", "--if-changed bakes only what changed; --force, --no-cache and --no-cache-from bake all the same")
 	}
 	switch v := s.c.String("on-failure"); v {
 	case "destroy":
@@ -112,10 +115,11 @@ func buildCommand() *cli.Command {
 		Name: "build", Usage: "bake images from templates", ArgsUsage: "TEMPLATE…",
 		Description: help("Boots a temporary machine, provisions it over SSH, seals it, tests the sealed image in\ntwo fresh boots, and stores it under a version. If nothing changed since an image younger\nthan --max-age was baked, that image is the result. Several builds run side by side; one whose\nbase is another's image waits for it.",
 			"rebake build web.yaml --var release=2026-11-24 --tag nightly", "4 something was left behind (rebake gc)"),
-		Flags: append(append(templateFlags(), bakeFlags()...),
+		Flags: append(append(append(templateFlags(), bakeFlags()...), summaryFlags()...),
+			ifChangedFlag(),
 			&cli.IntFlag{Name: "parallel", Usage: "run at most `N` builds at once; 0: one for each processor, as far as memory allows"},
 			&cli.BoolFlag{Name: "fail-fast", Usage: "stop all builds when one fails"}),
-		Action: with(func(s *session) error {
+		Action: summarised(func(s *session) error {
 			if s.c.NArg() < 1 {
 				_, err := arg(s.c, "the template")
 				return err
@@ -153,7 +157,7 @@ func describeBaked(baked []pipeline.Baked) string {
 	for _, k := range baked {
 		img := k.Image
 		if !k.Changed {
-			fmt.Fprintf(&b, "%s:%s is up to date  %s\n", img.Name, img.Version, short(img.Digest))
+			fmt.Fprintf(&b, "%s:%s is up to date  %s%s\n", img.Name, img.Version, short(img.Digest), looked(k))
 			continue
 		}
 		passed := 0
@@ -166,6 +170,18 @@ func describeBaked(baked []pipeline.Baked) string {
 			ui.Duration(time.Duration(k.Seconds*float64(time.Second))), short(img.Digest), ui.Size(img.StoredNew), passed, strings.Join(img.Tags, " "))
 	}
 	return b.String()
+}
+
+func ifChangedFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "if-changed", Usage: "an image of the same inputs is the result, whatever version was asked for; says what was looked at, or what changed"}
+}
+
+// looked says by what an image was found to be up to date.
+func looked(k pipeline.Baked) string {
+	if k.Looked == nil {
+		return ""
+	}
+	return "  " + k.Looked.String()
 }
 
 func validateCommand() *cli.Command {

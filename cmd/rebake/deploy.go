@@ -31,10 +31,11 @@ func overridePolicy() cli.Flag {
 func upCommand() *cli.Command {
 	return &cli.Command{
 		Name: "up", Usage: "bake if something changed, then deploy: the line for a nightly job", ArgsUsage: "TEMPLATE",
-		Description: help("`rebake build` and `rebake deploy` in one: bakes unless an image of the same inputs younger than\n--max-age is there, then brings the fleet to it. Ends with one line that says what happened.",
-			"rebake up web.yaml --var release=2026-11-24", deployStatuses...),
-		Flags: append(append(templateFlags(), bakeFlags()...), deployFlags()...),
-		Action: with(func(s *session) error {
+		Description: help("`rebake build` and `rebake deploy` in one: bakes unless an image of the same inputs younger than\n--max-age is there, then brings the fleet to it. Ends with one line that says what happened.\nFor a job every night: --if-changed (docs/nightly.md).",
+			"rebake up web.yaml --var release=2026-11-24\nrebake up web.yaml --if-changed --summary night.md --junit night.xml", deployStatuses...),
+		Flags: append(append(append(append(templateFlags(), bakeFlags()...), deployFlags()...), summaryFlags()...),
+			&cli.BoolFlag{Name: "if-changed", Usage: "for a job every night: bake nothing if an image of the same inputs is there under any version, deploy nothing if the fleet runs it or a freeze says not now, be the only one, and say in one line what was looked at"}),
+		Action: summarised(func(s *session) error {
 			tpl, err := s.loadArg()
 			if err != nil {
 				return err
@@ -46,11 +47,12 @@ func upCommand() *cli.Command {
 			if tpl.Fleet == nil {
 				return usagef("add a fleet: block (`rebake docs fleet`), or use `rebake build`", "%s has no fleet to bring up", tpl.Path)
 			}
-			baked, err := pipeline.Bake(s.ctx, s.Env, tpl, opts)
-			if err != nil {
+			u, err := pipeline.Up(s.ctx, s.Env, tpl, opts, s.deployOptions())
+			s.account.upped(u)
+			if err != nil && u.Deployment.ID == "" || err != nil && !decided(err) {
 				return err
 			}
-			return s.deploy(tpl, baked[0].Image, baked)
+			return errors.Join(err, s.result(u, describeUpped(u, opts.IfChanged)))
 		}),
 	}
 }
@@ -65,13 +67,42 @@ func (s *session) loadArg() (*template.Template, error) {
 
 // deploy brings the fleet to the image and prints what came of it.
 func (s *session) deploy(tpl *template.Template, img artifact.Image, baked []pipeline.Baked) error {
-	res, err := pipeline.Deploy(s.ctx, s.Env, tpl, img, pipeline.DeployOptions{Wait: s.c.Bool("wait"), Force: s.c.Bool("redeploy"),
-		Approve: s.c.String("approve"), OverrideFreeze: s.c.String("override-freeze"), OverridePolicy: s.c.String("override-policy")})
-	if err != nil && !errors.Is(err, pipeline.ErrRolledBack) && !errors.Is(err, fleet.ErrPaused) {
+	res, err := pipeline.Deploy(s.ctx, s.Env, tpl, img, s.deployOptions())
+	s.account.ended(res, err)
+	if err != nil && !decided(err) {
 		return err
 	}
-	perr := s.result(map[string]any{"baked": baked, "deployment": res}, describeBaked(baked)+describeDeployment(res))
+	perr := s.result(map[string]any{"outcome": pipeline.OutcomeOf(res, err), "baked": baked, "deployment": res}, describeBaked(baked)+describeDeployment(res))
 	return errors.Join(err, perr)
+}
+
+func (s *session) deployOptions() pipeline.DeployOptions {
+	return pipeline.DeployOptions{Wait: s.c.Bool("wait"), Force: s.c.Bool("redeploy"),
+		Approve: s.c.String("approve"), OverrideFreeze: s.c.String("override-freeze"), OverridePolicy: s.c.String("override-policy")}
+}
+
+// decided tells of an error that is a deployment's result.
+func decided(err error) bool {
+	return errors.Is(err, pipeline.ErrRolledBack) || errors.Is(err, fleet.ErrPaused)
+}
+
+// describeUpped is what `rebake up` ends with: one line if there was nothing to do.
+func describeUpped(u pipeline.Upped, ifChanged bool) string {
+	text := describeBaked(u.Baked)
+	if !ifChanged {
+		return text + describeDeployment(u.Deployment)
+	}
+	switch d, k := u.Deployment, u.Baked; {
+	case u.Outcome == pipeline.OutcomeUnchanged && d.Serving != nil:
+		img := d.Serving.Spec.Image
+		return fmt.Sprintf("nothing changed: fleet %s runs %s:%s already;%s\n", d.Fleet, img.Name, img.Version, looked(k[0])[1:])
+	case len(k) > 0 && k[0].Changed && len(k[0].Why) > 0:
+		text += "because " + strings.Join(k[0].Why, "; ") + "\n"
+	}
+	if u.Outcome == pipeline.OutcomeFrozen {
+		return text + "not deployed: " + u.Held + "\n"
+	}
+	return text + describeDeployment(u.Deployment)
 }
 
 // describeDeployment is the one line of a deployment.
@@ -134,15 +165,20 @@ func deployCommand() *cli.Command {
 		Name: "deploy", Usage: "bring a fleet to an image, blue/green: TEMPLATE, or status, resume, abort FLEET", ArgsUsage: "TEMPLATE",
 		Description: help("Starts the new image's instances in the free slot, waits until they are healthy, moves the traffic\nin the template's steps, and keeps the old slot warm for keep_old. Goes back by itself if the new\nimage is not good. Without --image it deploys NAME:latest.",
 			"rebake deploy web.yaml --image web:20261124.1\nrebake deploy status web", deployStatuses...),
-		Flags: append(append(append(templateFlags(), deployFlags()...), rehearseFlags()...),
+		Flags: append(append(append(append(templateFlags(), deployFlags()...), rehearseFlags()...), summaryFlags()...),
 			&cli.StringFlag{Name: "image", Usage: "the image's `REF`"},
 			&cli.BoolFlag{Name: "plan", Usage: "say what would be done, how long it may take and what it needs, and do nothing"},
 			&cli.StringFlag{Name: "approve", Usage: "carry out exactly the plan with this `ID`, which --plan printed, or nothing"},
 			&cli.BoolFlag{Name: "redeploy", Usage: "replace the instances even if they run this image"}),
-		Action: with(func(s *session) error {
+		Action: summarised(func(s *session) error {
 			tpl, err := s.loadArg()
 			if err != nil {
 				return err
+			}
+			if s.c.Bool("rehearse") || s.c.Bool("plan") {
+				if err := s.account.close(); err != nil {
+					return err
+				}
 			}
 			if s.c.Bool("rehearse") {
 				return s.rehearse(tpl)

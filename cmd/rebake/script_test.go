@@ -22,6 +22,7 @@ import (
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/artifact/oci"
 	"github.com/rebake/rebake/fleet"
+	"github.com/rebake/rebake/internal/pipeline"
 	"github.com/rebake/rebake/internal/state"
 	"github.com/rebake/rebake/test/fake"
 	"github.com/rogpeppe/go-internal/testscript"
@@ -167,12 +168,12 @@ func at(v any, path []string) (any, bool) {
 
 func home(ts *testscript.TestScript) state.Dir { return state.Dir(ts.Getenv("REBAKE_HOME")) }
 
-// scriptMkimage NAME VERSION SIZE [TAG…] stores an image as the pipeline does:
-// chunks first, then the version, then the tags. The disk is the same for the
-// same NAME and SIZE.
+// scriptMkimage NAME VERSION SIZE [TAG…] [as=TEMPLATE] stores an image as the
+// pipeline does: chunks first, then the version, then the tags. The disk is the
+// same for the same NAME and SIZE, the inputs are those of the template.
 func scriptMkimage(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 3 {
-		ts.Fatalf("usage: mkimage NAME VERSION SIZE [TAG…]")
+		ts.Fatalf("usage: mkimage NAME VERSION SIZE [TAG…] [as=TEMPLATE]")
 	}
 	size, err := strconv.ParseInt(args[2], 10, 64)
 	ts.Check(err)
@@ -191,16 +192,34 @@ func scriptMkimage(ts *testscript.TestScript, neg bool, args []string) {
 	ctx := context.Background()
 	content, added, err := s.Write(ctx, d, nil)
 	ts.Check(err)
+	lineage := artifact.Lineage{Template: args[0], Parent: "debian:bookworm", BuildID: "01script", Builder: "qemu", Rebake: "dev"}
+	tags := args[3:]
+	if n := len(tags); n > 0 && strings.HasPrefix(tags[n-1], "as=") {
+		lineage.InputsDigest, tags = inputsOf(ts, strings.TrimPrefix(tags[n-1], "as=")), tags[:n-1]
+	}
 	img, err := s.Register(ctx, artifact.Image{
 		Name: args[0], Version: args[1], Content: content, StoredNew: added, DiskSize: size,
 		Created: time.Now().UTC().Truncate(time.Second), Arch: "amd64", Firmware: "bios", Seed: "credentials", User: "root",
-		Lineage: artifact.Lineage{Template: args[0], Parent: "debian:bookworm", BuildID: "01script", Builder: "qemu", Rebake: "dev"},
+		Lineage: lineage,
 		Tests:   []artifact.TestResult{{Name: "service nginx", Passed: true, Seconds: 0.1}},
 	})
 	ts.Check(err)
-	for _, tag := range append([]string{artifact.Latest}, args[3:]...) {
+	for _, tag := range append([]string{artifact.Latest}, tags...) {
 		ts.Check(s.Tag(ctx, img.Name, tag, img.Digest))
 	}
+}
+
+// inputsOf is the digest of all that decides the image of a template.
+func inputsOf(ts *testscript.TestScript, tpl string) artifact.Digest {
+	ts.Check(ts.Exec("rebake", "--output", "json", "plan", tpl))
+	var last struct {
+		Result []pipeline.Plan
+	}
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &last))
+	if len(last.Result) != 1 || last.Result[0].Inputs == "" {
+		ts.Fatalf("nobody can tell the inputs of %s", tpl)
+	}
+	return last.Result[0].Inputs
 }
 
 // scriptMkfleet NAME [ref | bad=ref | pause=ref]… has a fleet deploy images of the

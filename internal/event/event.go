@@ -1,5 +1,5 @@
 // Package event is the one vocabulary in which the work tells what it does:
-// start, output, progress, wait, warning, end. The sink travels in the context;
+// start, output, progress, wait, warning, end, and reports for programs. The sink travels in the context;
 // without one, silence. Readers (terminal, plain lines, JSON) live in internal/ui.
 // Events are not the journal: losing one loses no state.
 package event
@@ -24,6 +24,7 @@ const (
 	Info     Kind = "info"     // something a reader should know
 	Warning  Kind = "warning"  // something a reader should act on
 	End      Kind = "end"      // a task ended, with Err if it failed
+	Reported Kind = "report"   // what programs count on, in fields: Report
 )
 
 // Event is one of them. It marshals as one line of --output json.
@@ -38,6 +39,7 @@ type Event struct {
 	Total   int64     `json:"total,omitempty"`   // 0: unknown
 	Seconds float64   `json:"seconds,omitempty"` // of an end
 	Err     string    `json:"error,omitempty"`
+	Report  *Report   `json:"report,omitempty"`
 }
 
 // Sink receives events, from many goroutines, and must not block for long.
@@ -86,6 +88,7 @@ func (s scope) send(e Event) {
 		e.Task, e.Name = s.task, s.name
 	}
 	e.Name, e.Text, e.Err = s.red.Clean(e.Name), s.red.Clean(e.Text), s.red.Clean(e.Err)
+	e.Report = e.Report.clean(s.red)
 	s.sink(e)
 }
 

@@ -26,6 +26,8 @@ type Baked struct {
 	Changed bool           `json:"changed"` // false: an image of the same inputs was there
 	Seconds float64        `json:"seconds"`
 	Log     string         `json:"log,omitempty"`
+	Why     []string       `json:"why,omitempty"`    // it was baked
+	Looked  *Looked        `json:"looked,omitempty"` // what was compared, so that it was not
 }
 
 // do bakes, unless nothing changed.
@@ -33,19 +35,22 @@ func (k *bake) do(ctx context.Context) (Baked, error) {
 	if k.current != nil {
 		event.Infof(ctx, "nothing changed since %s:%s was baked (--force bakes it again)", k.tpl.Name, k.current.Version)
 		k.unsigned(ctx, *k.current)
-		return Baked{Build: k.build.Name, Image: *k.current}, k.retag(ctx, k.current.Digest)
+		return Baked{Build: k.build.Name, Image: *k.current, Looked: k.looked()}, k.retag(ctx, k.current.Digest)
 	}
 	event.Infof(ctx, "%s", k.describe(ctx))
 	began := k.env.clock()
 	img, log, err := k.run(ctx)
 	if err != nil {
-		return Baked{}, err
+		return Baked{Log: log}, err
 	}
+	done := Baked{Build: k.build.Name, Image: img, Changed: k.current == nil, Seconds: k.env.clock().Sub(began).Seconds(), Log: log}
 	if k.current != nil { // the guest's refresh commands said so
 		event.Infof(ctx, "nothing changed since %s:%s was baked", k.tpl.Name, k.current.Version)
-		err = k.retag(ctx, k.current.Digest)
+		done.Looked = k.looked()
+		return done, k.retag(ctx, k.current.Digest)
 	}
-	return Baked{k.build.Name, img, k.current == nil, k.env.clock().Sub(began).Seconds(), log}, err
+	done.Why = k.needed()
+	return done, nil
 }
 
 // run is the bake, from top to bottom.
@@ -57,6 +62,7 @@ func (k *bake) run(ctx context.Context) (img artifact.Image, logPath string, err
 	logPath, ctx, closeLog := k.openLog(ctx, c.id)
 	defer closeLog()
 	k.began, k.log = k.env.clock(), logPath
+	k.remember()
 	defer func() {
 		err = errors.Join(err, k.cleanUp(ctx, c))
 		if err != nil && logPath != "" {

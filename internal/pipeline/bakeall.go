@@ -135,6 +135,7 @@ func (j *job) run(ctx context.Context, env Env, opts BakeOptions, room *room, na
 			<-n.done
 		}
 		if n.err != nil {
+			j.skipped(ctx, opts, "its base "+n.tpl.Name+" failed")
 			return fmt.Errorf("%s was not baked: its base %s failed", j.tpl.Name, n.tpl.Name)
 		}
 	}
@@ -149,10 +150,12 @@ func (j *job) run(ctx context.Context, env Env, opts BakeOptions, room *room, na
 		all.Go(func() {
 			leave, err := room.enter(ctx, k)
 			if err != nil {
+				k.tellBuild(ctx, Baked{}, event.Skipped, err)
 				errs[i] = err
 				return
 			}
 			defer leave()
+			defer func() { k.tellBuild(ctx, results[i], "", errs[i]) }()
 			if !named {
 				results[i], errs[i] = k.do(ctx)
 				return

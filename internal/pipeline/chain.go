@@ -178,8 +178,9 @@ func readTrail(note []byte, links []link) ([]passed, error) {
 // lastBuild is what the last build of this name passed, for telling what
 // changed, and what a checkpoint of it cost.
 type lastBuild struct {
-	Passed []passed      `json:"passed"`
-	Cost   time.Duration `json:"cost"`
+	Passed []passed          `json:"passed"`
+	Cost   time.Duration     `json:"cost"`
+	Probes map[string]string `json:"probes,omitempty"` // what refresh commands printed, by step
 }
 
 func (k *bake) lastBuild() (last lastBuild, err error) {

@@ -63,20 +63,7 @@ func MakePlan(ctx context.Context, env Env, tpl *template.Template, opts BakeOpt
 func (k *bake) planSteps(ctx context.Context) ([]PlanStep, error) {
 	links, _ := k.chain()
 	from := k.deepest(ctx, links)
-	before, err := k.lastBuild()
-	if err != nil {
-		before = lastBuild{} // it only explains
-	}
-	last := before.Passed
-	changed := -1 // the first link that is another than in the last build
-	for i := 0; i < len(links) && i < len(last) && changed < 0; i++ {
-		if links[i].key != last[i].Key {
-			changed = i
-		}
-	}
-	if changed < 0 && len(last) > 0 && len(links) > len(last) {
-		changed = len(last)
-	}
+	last, changed := k.compare(links)
 	var out []PlanStep
 	for i := range len(k.steps) + 1 {
 		var p PlanStep
@@ -96,6 +83,34 @@ func (k *bake) planSteps(ctx context.Context) ([]PlanStep, error) {
 		out = append(out, p)
 	}
 	return out, nil
+}
+
+// remember reads what the build before this one passed, while it is there.
+func (k *bake) remember() {
+	if k.before != nil {
+		return
+	}
+	before, err := k.lastBuild()
+	if err != nil {
+		before = lastBuild{} // it only explains
+	}
+	k.before = &before
+}
+
+// compare tells what the build before this one passed, and the first link that
+// is another than in it; -1 if none is.
+func (k *bake) compare(links []link) (last []passed, changed int) {
+	k.remember()
+	last = k.before.Passed
+	for i := 0; i < len(links) && i < len(last); i++ {
+		if links[i].key != last[i].Key {
+			return last, i
+		}
+	}
+	if len(last) > 0 && len(links) > len(last) {
+		return last, len(last)
+	}
+	return last, -1
 }
 
 // explain says why link i is not cached.
@@ -119,7 +134,7 @@ func (k *bake) explain(ctx context.Context, links []link, last []passed, changed
 	case changed >= 0 && i > changed:
 		p.Why = fmt.Sprintf("comes after %q, which changed", links[changed].name)
 	case changed == i && i >= len(last):
-		p.Why = "it did not run yet"
+		p.Why = whyNotRun
 	case changed == i && links[i].kind != last[i].Kind:
 		p.Why = "it is of another kind"
 	case changed == i:
@@ -139,3 +154,5 @@ func (k *bake) explain(ctx context.Context, links []link, last []passed, changed
 	}
 	return p
 }
+
+const whyNotRun = "it did not run yet"

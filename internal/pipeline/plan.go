@@ -30,6 +30,7 @@ type BakeOptions struct {
 	AskFails  bool // on failure of a step ask a person (Env.Ask)
 	Parallel  int  // builds at once; 0: one for each processor
 	FailFast  bool // stop all builds when one fails
+	IfChanged bool // an image of the same inputs is the result whatever version was asked for
 
 	SignKey *statement.Key // signs what is baked, instead of the template's; nil: that one, if there is one
 
@@ -51,6 +52,7 @@ type bake struct {
 	serial  bool            // the version is a date serial: another will do
 	inputs  artifact.Digest // of all that decides the image; "" while that cannot be told
 	current *artifact.Image // an image of the same inputs
+	stale   *artifact.Image // one that is too old; nil if there is none, or current
 
 	base       artifact.Inputs    // of the machine as it boots
 	tests      []string           // as they enter the image's inputs
@@ -59,6 +61,8 @@ type bake struct {
 	distrusted map[time.Time]bool // checkpoints that could not be gone on from, by their time
 	warned     map[string]bool
 	key        *statement.Key // nil: nobody signs
+	before     *lastBuild     // the build before this one; nil: not read yet
+	reasons    []string       // why steps were run
 	began      time.Time      // of run
 	log        string         // its log, "": there is none
 }
@@ -136,7 +140,7 @@ func newBake(ctx context.Context, env Env, tpl *template.Template, b template.Bu
 
 // choose picks the version and looks for an image of the same inputs.
 func (k *bake) choose(ctx context.Context) error {
-	k.inputs, k.current = k.imageInputs(), nil
+	k.inputs, k.current, k.stale = k.imageInputs(), nil, nil
 	var images []artifact.Image
 	if l, ok := k.env.Store.(artifact.Lister); ok {
 		var err error
@@ -148,8 +152,10 @@ func (k *bake) choose(ctx context.Context) error {
 	for i, img := range images {
 		versions = append(versions, img.Version)
 		fresh := k.fresh(img)
-		if k.current == nil && k.inputs != "" && fresh && img.Lineage.InputsDigest == k.inputs {
+		if same := k.inputs != "" && img.Lineage.InputsDigest == k.inputs; same && fresh && k.current == nil {
 			k.current = &images[i]
+		} else if same && !fresh && k.stale == nil {
+			k.stale = &images[i]
 		}
 	}
 	if k.again() {
@@ -161,6 +167,9 @@ func (k *bake) choose(ctx context.Context) error {
 	}
 	if k.version == "" {
 		k.version, k.serial = artifact.NextSerial(versions, k.env.now()), true
+		return nil
+	}
+	if k.opts.IfChanged && (k.current != nil || k.untold()) {
 		return nil
 	}
 	for _, img := range images {
@@ -177,6 +186,12 @@ func (k *bake) choose(ctx context.Context) error {
 		k.current = nil // a release was asked for by name
 	}
 	return nil
+}
+
+// untold says that the guest must be asked first, by a refresh command.
+func (k *bake) untold() bool {
+	_, whole := k.chain()
+	return !whole
 }
 
 // again says that somebody wants a bake, changed or not.

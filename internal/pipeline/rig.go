@@ -82,6 +82,7 @@ func (k *bake) boot(ctx context.Context, id string, booted link) (*rig, error) {
 	if err != nil {
 		return nil, err
 	}
+	k.why(ctx, 0)
 	mach, err := event.Do(ctx, "boot "+base.Ref, func(ctx context.Context) (builder.Machine, error) {
 		return k.builder.Boot(ctx, id)
 	})
@@ -122,12 +123,14 @@ func (k *bake) goOn(ctx context.Context, id string, from *saved, at link) (*rig,
 		return r, err
 	}
 	if !from.Memory {
+		k.tellCached(ctx, r)
 		r.cost = 0 // it booted: the next one need not
 		r.tryWake(ctx)
 		r.save(ctx)
 		return r, nil
 	}
 	r.memory = true
+	k.tellCached(ctx, r)
 	if err := wake.Up(ctx, r.guest); err != nil {
 		return r, errors.Join(err, r.guest.Close())
 	}
@@ -154,10 +157,11 @@ func (r *rig) tryWake(ctx context.Context) {
 }
 
 // step runs the next step.
-func (r *rig) step(ctx context.Context) error {
+func (r *rig) step(ctx context.Context) (err error) {
 	links, _ := r.k.chain()
 	s, l := r.k.steps[r.at()], links[r.at()+1]
-	began := r.k.env.clock()
+	began, why := r.k.env.clock(), r.k.why(ctx, r.at()+1)
+	defer func() { r.k.tellStep(ctx, s, began, why, err) }()
 	if b, ok := s.Provisioner.(breakpoint); ok {
 		if err := r.k.pause(ctx, r, s, b); err != nil {
 			return err
@@ -249,7 +253,10 @@ func (r *rig) close(ctx context.Context) {
 	if err := r.writing.Wait(); err != nil {
 		event.Warnf(ctx, "a checkpoint was not kept: %v", err)
 	}
-	if err := r.k.saveLast(lastBuild{r.trail, r.cost}); err != nil {
+	if r.k.current != nil {
+		return // nothing came of it: the one before tells more
+	}
+	if err := r.k.saveLast(lastBuild{r.trail, r.cost, r.k.printed()}); err != nil {
 		event.Warnf(ctx, "`rebake plan --explain` will not know this build: %v", err)
 	}
 }

@@ -39,7 +39,10 @@ func (k *bake) test(ctx context.Context, id string, disk artifact.Disk) ([]artif
 		return nil, err
 	}
 	all := append(results[0], results[1]...)
-	all = append(all, differ(ids[0], ids[1])...)
+	for _, one := range differ(ids[0], ids[1]) {
+		k.tellTest(ctx, one)
+		all = append(all, one)
+	}
 	if f := failures(all); len(f) > 0 {
 		return all, fmt.Errorf("%w; nothing was stored:\n  %s", ErrTestFailed, strings.Join(f, "\n  "))
 	}
@@ -77,11 +80,14 @@ func (k *bake) testBoot(ctx context.Context, id string, disk artifact.Disk, full
 		return nil, who, err
 	}
 	for _, r := range sealed {
-		res = append(res, artifact.TestResult{Name: "seal: " + r.ID, Passed: r.OK, Message: r.Detail})
+		one := artifact.TestResult{Name: "seal: " + r.ID, Passed: r.OK, Message: r.Detail}
+		k.tellTest(ctx, one)
+		res = append(res, one)
 	}
 	target := check.Target{Guest: guest, Dial: dialer(mach, guest)}
 	for _, c := range append(builtIn(), k.checks...) {
 		one := check.Do(ctx, c.name, c.Check, target)
+		k.tellTest(ctx, one)
 		if one.Passed {
 			event.Infof(ctx, "passed: %s", one.Name)
 		} else {

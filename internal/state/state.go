@@ -72,6 +72,9 @@ func (d Dir) Fleets() string { return filepath.Join(string(d), "fleets") }
 // Fleet is the directory of one fleet.
 func (d Dir) Fleet(name string) string { return filepath.Join(d.Fleets(), name) }
 
+// Up is the lock of whoever brings a fleet up only if something changed.
+func (d Dir) Up(fleet string) string { return filepath.Join(string(d), "locks", "up-"+fleet+".lock") }
+
 // Keys holds signing keys: NAME.key and NAME.pub.
 func (d Dir) Keys() string { return filepath.Join(string(d), "keys") }
 

@@ -61,6 +61,9 @@ type live struct {
 }
 
 func (l *live) print(e event.Event) error {
+	if e.Kind == event.Reported { // for programs
+		return nil
+	}
 	t := l.tasks[e.Task]
 	if t == nil && e.Task != 0 && e.Kind != event.Info && e.Kind != event.Warning {
 		if e.Kind == event.End {

@@ -9,6 +9,9 @@ import (
 	"golang.org/x/text/width"
 )
 
+// Clean returns one line of text without anything that drives a terminal.
+func Clean(s string) string { return clean(s) }
+
 // clean returns one line of text without anything that drives a terminal: escape
 // sequences, control characters, bidirectional overrides, invisible characters
 // and broken UTF-8. Of a line that a tool rewrote by carriage returns the last
