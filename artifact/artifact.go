@@ -47,13 +47,21 @@ type Lineage struct {
 	InputsDigest   Digest `json:"inputs_digest,omitempty"`   // of all that decides the result: equal means nothing to rebuild
 	Parent         string `json:"parent,omitempty"`          // reference or base key the build began from
 	ParentDigest   Digest `json:"parent_digest,omitempty"`
+	From           string `json:"from,omitempty"` // the parent as the template names it: base:stable
 	GitCommit      string `json:"git_commit,omitempty"`
 	GitDirty       bool   `json:"git_dirty,omitempty"`
 	BuildID        string `json:"build_id,omitempty"`
 	Builder        string `json:"builder,omitempty"`
 	Rebake         string `json:"rebake,omitempty"` // version of the tool
 
-	Ran []time.Time `json:"ran,omitempty"` // when each step ran: one that was cached, before the build
+	Ran       []time.Time `json:"ran,omitempty"`       // when each step ran: one that was cached, before the build
+	Ancestors []Ancestor  `json:"ancestors,omitempty"` // what the parent was made from, nearest first: known even when the parent is gone
+}
+
+// Ancestor is an image, or a base, that another was made from.
+type Ancestor struct {
+	Ref    string `json:"ref"` // as Lineage.Parent
+	Digest Digest `json:"digest"`
 }
 
 // TestResult is one check of the template's test block on the sealed image.

@@ -1,0 +1,153 @@
+package lifecycle
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/rebake/rebake/artifact"
+)
+
+// past are promotions of a name, oldest first.
+type past struct {
+	list []Promotion
+	bad  []string // what could not be understood: anybody may attach anything
+}
+
+func (p past) last() *Promotion {
+	if len(p.list) == 0 {
+		return nil
+	}
+	return &p.list[len(p.list)-1]
+}
+
+// promotions reads those of all images of a name; channel "" is all.
+func promotions(ctx context.Context, s Store, of, channel string) (past, error) {
+	var p past
+	images, err := s.List(ctx, of)
+	if err != nil {
+		return p, err
+	}
+	for _, img := range images {
+		got, bad, err := read[Promotion](ctx, s, img, PromotionKind, PromotionType)
+		if err != nil {
+			return p, err
+		}
+		for _, b := range bad {
+			p.bad = append(p.bad, name(img)+": "+b.Error())
+		}
+		for _, one := range got {
+			switch {
+			case one.To.Digest != img.Digest || one.To.Version != img.Version:
+				p.bad = append(p.bad, fmt.Sprintf("%s: a promotion of %.100q is attached to it", name(img), one.To.Version))
+			case channel == "" || one.Channel == channel:
+				p.list = append(p.list, one)
+			}
+		}
+	}
+	slices.SortFunc(p.list, func(a, b Promotion) int { return a.Compare(b.Said) })
+	// Of one that was attached plain and again, the first counts.
+	seen := map[string]bool{}
+	p.list = slices.DeleteFunc(p.list, func(q Promotion) bool {
+		twice := seen[q.ID]
+		seen[q.ID] = true
+		return twice
+	})
+	return p, nil
+}
+
+// Entry is a promotion as the history tells it.
+type Entry struct {
+	Promotion
+	Back bool   `json:"back,omitempty"` // the channel held that image before
+	Note string `json:"note,omitempty"` // why From is not what the entry before moved to
+}
+
+// Past is a channel's history.
+type Past struct {
+	Channel string   `json:"channel"`
+	Entries []Entry  `json:"entries"`            // newest first
+	Holds   *Held    `json:"holds,omitempty"`    // what the tag points at now; nil: nothing
+	Moved   string   `json:"moved,omitempty"`    // how Holds is not what the newest entry says
+	Broken  []string `json:"unusable,omitempty"` // records that could not be understood
+}
+
+// History is what became of a channel, from what is attached to the images of the
+// name that the store still has.
+func History(ctx context.Context, s Store, of, channel string) (Past, error) {
+	all, err := promotions(ctx, s, of, channel)
+	if err != nil {
+		return Past{}, err
+	}
+	return history(ctx, s, of, channel, all)
+}
+
+func history(ctx context.Context, s Store, of, channel string, all past) (Past, error) {
+	out := Past{Channel: channel, Entries: []Entry{}, Broken: all.bad}
+	img, err := holds(ctx, s, of, channel)
+	if err != nil {
+		return out, err
+	}
+	if img != nil {
+		out.Holds = &Held{img.Version, img.Digest}
+	}
+	seen := map[artifact.Digest]bool{}
+	for i, p := range all.list {
+		e := Entry{Promotion: p, Back: seen[p.To.Digest]}
+		seen[p.To.Digest] = true
+		switch {
+		case i > 0 && all.list[i-1].Serial == p.Serial:
+			e.Note = "at the same time as the one before"
+		case i == 0 && p.Serial > 1, i > 0 && p.Serial > all.list[i-1].Serial+1:
+			e.Note = "those before went with their images"
+		case i == 0 && p.From != nil && p.From.Digest != p.To.Digest:
+			e.Note = "the tag was there before the channel"
+		case i > 0 && (p.From == nil || p.From.Digest != all.list[i-1].To.Digest):
+			e.Note = "the tag had been moved by other means, or the promotion before was cut off"
+		}
+		out.Entries = append(out.Entries, e)
+	}
+	slices.Reverse(out.Entries)
+	switch last := all.last(); {
+	case last == nil:
+	case out.Holds == nil:
+		out.Moved = "the tag is gone"
+	case out.Holds.Digest != last.To.Digest:
+		out.Moved = fmt.Sprintf("the tag points at %s: it was moved by other means, or the last promotion was cut off", out.Holds.Version)
+	}
+	return out, nil
+}
+
+// Channels are all channels of a name, by name, each with its history.
+func Channels(ctx context.Context, s Store, of string) ([]Past, error) {
+	all, err := promotions(ctx, s, of, "")
+	if err != nil {
+		return nil, err
+	}
+	by := map[string]past{}
+	var names []string
+	for _, p := range all.list {
+		one, ok := by[p.Channel]
+		if !ok {
+			names = append(names, p.Channel)
+		}
+		one.list = append(one.list, p)
+		by[p.Channel] = one
+	}
+	slices.Sort(names)
+	var out []Past
+	for _, n := range names {
+		h, err := history(ctx, s, of, n, by[n])
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, h)
+	}
+	return out, nil
+}
+
+// IsChannel says whether a tag of a name was ever promoted to: then only Promote moves it.
+func IsChannel(ctx context.Context, s Store, of, tag string) (bool, error) {
+	all, err := promotions(ctx, s, of, tag)
+	return len(all.list) > 0, err
+}
