@@ -58,6 +58,8 @@ type SSH struct {
 type Deps struct {
 	State state.Dir
 	Store artifact.Store
+	// Use says why an image of the store must not be a base, or nil; nil: all may.
+	Use func(ctx context.Context, img artifact.Image) error
 }
 
 // Builder implements builder.Builder.
@@ -134,6 +136,14 @@ func (b *Builder) SSHTimeout() time.Duration {
 func (b *Builder) Parent() string {
 	if s, ok := b.src.(*stored); ok {
 		return s.ref.Name
+	}
+	return ""
+}
+
+// From is the base as the configuration names it, if it is an image of the store.
+func (b *Builder) From() string {
+	if s, ok := b.src.(*stored); ok {
+		return s.ref.String()
 	}
 	return ""
 }

@@ -15,6 +15,7 @@ type stored struct {
 	ref  artifact.Ref
 	cfg  Config
 	deps Deps
+	may  artifact.Digest // of the image that may be used
 }
 
 func newStored(cfg Config, deps Deps) (source, error) {
@@ -25,19 +26,31 @@ func newStored(cfg Config, deps Deps) (source, error) {
 	return &stored{ref: ref, cfg: cfg, deps: deps}, nil
 }
 
-func (s *stored) key(ctx context.Context, in *artifact.Inputs) error {
+// resolve finds the image, and asks whether it may be a base.
+func (s *stored) resolve(ctx context.Context) (artifact.Image, error) {
 	img, err := s.deps.Store.Resolve(ctx, s.ref)
-	if err != nil {
-		return fmt.Errorf("from.image: %w", err)
+	if err == nil && s.deps.Use != nil && img.Digest != s.may {
+		err = s.deps.Use(ctx, img)
 	}
-	in.Add("from.image", string(img.Digest))
-	return nil
+	if err != nil {
+		return img, fmt.Errorf("from.image: %w", err)
+	}
+	s.may = img.Digest
+	return img, nil
+}
+
+func (s *stored) key(ctx context.Context, in *artifact.Inputs) error {
+	img, err := s.resolve(ctx)
+	if err == nil {
+		in.Add("from.image", string(img.Digest))
+	}
+	return err
 }
 
 func (s *stored) prepare(ctx context.Context) (base, error) {
-	img, err := s.deps.Store.Resolve(ctx, s.ref)
+	img, err := s.resolve(ctx)
 	if err != nil {
-		return base{}, fmt.Errorf("from.image: %w", err)
+		return base{}, err
 	}
 	b := base{path: filepath.Join(s.deps.State.Disks(), img.Content.Hex()+".raw"), content: img.Content, Base: builder.Base{
 		Ref: img.Name + ":" + img.Version, Digest: img.Digest, Arch: img.Arch, Firmware: img.Firmware, Seed: img.Seed,

@@ -58,7 +58,7 @@ func newBuilder(env pipeline.Env, b template.Build) (builder.Builder, error) {
 	if err := b.Block.Decode(&cfg); err != nil {
 		return nil, err
 	}
-	k, err := qemu.New(cfg, qemu.Deps{State: env.State, Store: env.Store})
+	k, err := qemu.New(cfg, qemu.Deps{State: env.State, Store: env.Store, Use: env.CheckBase})
 	if err != nil {
 		return nil, b.Block.Errorf("", "%v", err)
 	}

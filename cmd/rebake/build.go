@@ -27,7 +27,7 @@ func templateFlags() []cli.Flag {
 func bakeFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringSliceFlag{Name: "only", Usage: "bake only the `BUILD` of this name (repeatable)"},
-		&cli.StringFlag{Name: "version", Usage: "the image's `VERSION`; a date serial where neither this nor the template gives one"},
+		&cli.StringFlag{Name: "version", Usage: "the image's `VERSION`, or an expression such as '${{ git.tag }}'; a date serial where neither this nor the template gives one"},
 		&cli.StringSliceFlag{Name: "tag", Usage: "point this moving `TAG` at the image too (repeatable)"},
 		&cli.BoolFlag{Name: "force", Usage: "bake even if nothing changed"},
 		&cli.DurationFlag{Name: "max-age", Value: pipeline.DefaultMaxAge, Usage: "bake an unchanged template again once its image is older than this `DURATION`, because packages move on; 0 never"},
@@ -35,6 +35,8 @@ func bakeFlags() []cli.Flag {
 		&cli.StringFlag{Name: "no-cache-from", Usage: "run this `STEP` and all after it"},
 		&cli.StringFlag{Name: "cache-max-size", Value: "20G", EnvVars: []string{"REBAKE_CACHE_MAX_SIZE"}, Usage: "after the build, remove what was not used for the longest time until the cache is no larger than this `SIZE`; 0: no limit"},
 		signKeyFlag(),
+		&cli.BoolFlag{Name: "allow-revoked", Usage: "build from a base that is revoked too: what is made of it is revoked with it"},
+		&cli.BoolFlag{Name: "allow-dirty", Usage: "make a release (a version that came from git.tag) from a tree with changes that are in no commit"},
 		&cli.BoolFlag{Name: "skip-test", Usage: "store the image without booting it for its tests"},
 		&cli.StringFlag{Name: "on-failure", Value: "destroy", Usage: "`destroy` the machine of a failed build, keep it up until interrupted, or ask: enter it, retry the step, skip it, give up"},
 	}
@@ -44,7 +46,7 @@ func bakeFlags() []cli.Flag {
 func (s *session) load(path string) (*template.Template, error) {
 	t, err := template.Load(path, template.Options{
 		Vars: s.c.StringSlice("var"), VarFiles: s.c.StringSlice("var-file"),
-		Environ: os.Environ(), Kinds: s.Backends.Kinds, Now: time.Now(),
+		Environ: os.Environ(), Kinds: s.Backends.Kinds, Now: time.Now(), Version: expression(s.c.String("version")),
 	})
 	if err != nil {
 		return nil, err
@@ -53,11 +55,19 @@ func (s *session) load(path string) (*template.Template, error) {
 	return t, s.checkNames(t)
 }
 
+// expression is a version that must be evaluated, or "".
+func expression(version string) string {
+	if strings.Contains(version, "${{") {
+		return version
+	}
+	return ""
+}
+
 // checkNames refuses now what a bake would end with.
 func (s *session) checkNames(tpl *template.Template) error {
 	names := s.c.StringSlice("tag")
-	if s.c.IsSet("version") {
-		names = append(names, s.c.String("version"))
+	if v := s.c.String("version"); s.c.IsSet("version") && expression(v) == "" {
+		names = append(names, v)
 	}
 	for _, n := range names {
 		if err := artifact.CheckTag(n); err != nil {
@@ -81,6 +91,10 @@ func (s *session) bakeOptions() (pipeline.BakeOptions, error) {
 		Only: s.c.StringSlice("only"), Version: s.c.String("version"), Tags: s.c.StringSlice("tag"),
 		Force: s.c.Bool("force"), IfChanged: s.c.Bool("if-changed"), MaxAge: s.c.Duration("max-age"), SkipTest: s.c.Bool("skip-test"),
 		NoCache: s.c.Bool("no-cache"), NoCacheFrom: s.c.String("no-cache-from"),
+	}
+	o.AllowDirty, s.Env.AllowRevoked = s.c.Bool("allow-dirty"), s.c.Bool("allow-revoked")
+	if expression(o.Version) != "" {
+		o.Version = "" // the template has it, evaluated
 	}
 	var err error
 	if s.Env.MaxCache, err = sizeFlag(s.c, "cache-max-size"); err != nil {
@@ -199,7 +213,11 @@ func validateCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			plans, err := pipeline.MakePlan(s.ctx, s.Env, tpl, pipeline.BakeOptions{Only: s.c.StringSlice("only"), Version: s.c.String("version"), MaxAge: pipeline.DefaultMaxAge})
+			version := s.c.String("version")
+			if expression(version) != "" {
+				version = ""
+			}
+			plans, err := pipeline.MakePlan(s.ctx, s.Env, tpl, pipeline.BakeOptions{Only: s.c.StringSlice("only"), Version: version, MaxAge: pipeline.DefaultMaxAge, AllowDirty: true})
 			if err != nil {
 				return err
 			}

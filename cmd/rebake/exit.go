@@ -7,6 +7,7 @@ import (
 
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/fleet"
+	"github.com/rebake/rebake/internal/lifecycle"
 	"github.com/rebake/rebake/internal/pipeline"
 	"github.com/rebake/rebake/internal/require"
 	"github.com/rebake/rebake/internal/template"
@@ -72,7 +73,7 @@ func status(err error) int {
 		return exitLocked
 	case errors.Is(err, fleet.ErrPaused):
 		return exitPaused
-	case errors.Is(err, fleet.ErrRefused), errors.As(err, new(*require.Refusal)):
+	case errors.Is(err, fleet.ErrRefused), errors.As(err, new(*require.Refusal)), errors.Is(err, lifecycle.ErrRevoked):
 		return exitRefused
 	}
 	return exitFailed
@@ -89,6 +90,8 @@ func hint(err error) string {
 		return u.hint
 	case errors.Is(err, fleet.ErrRefused):
 		return "give the image what it lacks, or say why that does not count: --override-policy REASON"
+	case errors.Is(err, lifecycle.ErrRevoked):
+		return "`rebake images ls` shows which are not; --allow-revoked builds from it all the same"
 	case errors.Is(err, artifact.ErrNotFound):
 		return "`rebake images ls` lists what the store has"
 	case errors.Is(err, artifact.ErrExists):

@@ -20,7 +20,7 @@ func fleetCommand() *cli.Command {
 				Flags: []cli.Flag{
 					&cli.BoolFlag{Name: "drift", Usage: "ask each instance over SSH what was changed in it since it booted"},
 					&cli.BoolFlag{Name: "fail-on-drift", Usage: "the same, and exit status 1 unless every instance is as it was deployed"}},
-				Description: help("Asks the pool and the router, not the memory of rebake. With --drift each instance too, all at once:\nwhich files and packages were changed since its boot (docs/drift.md), and whether it runs the image\nthat it should. For cron: --fail-on-drift also fails where one is dead, or cannot be asked.",
+				Description: help("Asks the pool and the router, not the memory of rebake, and says if the image that runs, or that a rollback\nwould go to at once, was revoked. With --drift each instance too, all at once:\nwhich files and packages were changed since its boot (docs/drift.md), and whether it runs the image\nthat it should. For cron: --fail-on-drift also fails where one is dead, or cannot be asked.",
 					"rebake fleet status web\nrebake fleet status web --drift\nrebake --output json fleet status web --fail-on-drift"), Action: with(fleetStatus)},
 			{Name: "heal", Usage: "replace dead, changed or named instances with fresh ones of the same image", ArgsUsage: "FLEET",
 				Flags: []cli.Flag{
@@ -67,7 +67,11 @@ func fleetLs(s *session) error {
 			continue
 		}
 		all[n] = st
-		rows = append(rows, []string{n, currentImage(st), st.Router.Listen, stateWord(st), instanceCount(st)})
+		word := stateWord(st)
+		if r, _ := s.runsRevoked(st); st.Current != nil && r[currentImage(st)] != "" {
+			word += ", revoked"
+		}
+		rows = append(rows, []string{n, currentImage(st), st.Router.Listen, word, instanceCount(st)})
 	}
 	return s.result(all, ui.Table(rows))
 }
@@ -113,9 +117,13 @@ func fleetStatus(s *session) error {
 	if err != nil {
 		return err
 	}
-	text := describeStatus(d.Config.Name, st)
+	revoked, lines := s.runsRevoked(st)
+	text := describeStatus(d.Config.Name, st) + lines
 	if !s.c.Bool("drift") && !s.c.Bool("fail-on-drift") {
-		return s.result(st, text)
+		return s.result(struct {
+			fleet.Status
+			Revoked map[string]string `json:"revoked,omitempty"`
+		}{st, revoked}, text)
 	}
 	drifted, err := pipeline.Drift(s.ctx, d)
 	if err != nil {
@@ -123,8 +131,9 @@ func fleetStatus(s *session) error {
 	}
 	err = s.result(struct {
 		fleet.Status
-		Drift pipeline.FleetDrift `json:"drift"`
-	}{st, drifted}, text+"\n"+describeDrift(d.Config.Name, drifted))
+		Revoked map[string]string   `json:"revoked,omitempty"`
+		Drift   pipeline.FleetDrift `json:"drift"`
+	}{st, revoked, drifted}, text+"\n"+describeDrift(d.Config.Name, drifted))
 	if s.c.Bool("fail-on-drift") && !drifted.Good() {
 		err = errors.Join(err, driftError(d.Config.Name, drifted))
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/rebake/rebake/artifact/export"
 	"github.com/rebake/rebake/artifact/oci"
 	"github.com/rebake/rebake/internal/event"
+	"github.com/rebake/rebake/internal/lifecycle"
 	"github.com/rebake/rebake/internal/pipeline"
 	"github.com/rebake/rebake/internal/ui"
 	"github.com/urfave/cli/v2"
@@ -21,14 +22,19 @@ import (
 
 func imagesCommand() *cli.Command {
 	return &cli.Command{
-		Name: "images", Usage: "what the store holds: ls, show, tag, rm, export, verify, prune",
+		Name: "images", Usage: "what the store holds: ls, show, tag, outdated, rm, export, verify, prune",
 		Subcommands: []*cli.Command{
 			{Name: "ls", Usage: "list images, newest first", ArgsUsage: "[NAME]",
-				Description: help("Lists every image, or those of one name.", "rebake images ls web"), Action: with(imagesLs)},
+				Description: help("Lists every image, or those of one name. A tag with * is a channel (`rebake channel history`).", "rebake images ls web"), Action: with(imagesLs)},
 			{Name: "show", Usage: "everything known about an image", ArgsUsage: "REF",
 				Description: help("Prints version, digest, lineage and test results of name:version, name:tag or name@digest.", "rebake images show web:latest"), Action: with(imagesShow)},
 			{Name: "tag", Usage: "point a moving tag at an image", ArgsUsage: "REF TAG",
-				Description: help("Tags move; versions never do.", "rebake images tag web:20261124.1 stable"), Action: with(imagesTag)},
+				Description: help("The same as `rebake tag`.", "rebake images tag web:20261124.1 nightly"), Action: with(imagesTag)},
+			{Name: "outdated", Usage: "list images that were made from an older base than they would be today",
+				Flags: []cli.Flag{&cli.BoolFlag{Name: "all", Usage: "every version, not only the newest of each name, what has a tag and what a fleet uses"},
+					&cli.BoolFlag{Name: "fail-on-outdated", Usage: "exit status 1 if there is one"}},
+				Description: help("An image that was made from a tag or channel (from: {image: base:stable}) is outdated once that points\nelsewhere; one that was made from a version, once the base has a higher one that is not revoked; and so is\nwhat was made from an outdated image. Bases that are no images of the store are not looked at.",
+					"rebake images outdated\nrebake --output json images outdated --fail-on-outdated"), Action: with(imagesOutdated)},
 			{Name: "rm", Usage: "remove an image, or only a moving tag", ArgsUsage: "REF",
 				Description: help("name:version removes the image with its tags, name:tag only the tag. An image that a fleet\nruns or can go back to is refused. `rebake images prune` frees the space.", "rebake images rm web:20261101.1"), Action: with(imagesRm)},
 			{Name: "export", Usage: "write an image as a bootable disk file", ArgsUsage: "REF FILE",
@@ -84,19 +90,36 @@ func imagesLs(s *session) error {
 	if len(images) == 0 {
 		return s.result([]artifact.Image{}, "no images yet: `rebake init minimal && rebake build minimal.yaml` bakes one")
 	}
-	rows := [][]string{{"IMAGE", "VERSION", "TAGS", "DIGEST", "DISK", "NEW", "CREATED", "FROM"}}
-	for _, i := range images {
-		rows = append(rows, []string{i.Name, i.Version, strings.Join(i.Tags, ","), short(i.Digest), ui.Size(i.DiskSize), ui.Size(i.StoredNew),
-			i.Created.Local().Format("2006-01-02 15:04"), i.Lineage.Parent})
+	shown, err := s.life(images)
+	if err != nil {
+		return err
 	}
-	return s.result(images, ui.Table(rows))
+	rows := [][]string{{"IMAGE", "VERSION", "TAGS", "DIGEST", "DISK", "NEW", "CREATED", "FROM", ""}}
+	for _, i := range shown {
+		var tags []string
+		for _, t := range i.Tags {
+			if slices.Contains(i.Channels, t) {
+				t += "*"
+			}
+			tags = append(tags, t)
+		}
+		state := ""
+		if i.Revoked != "" {
+			state = "revoked: " + i.Revoked
+		}
+		rows = append(rows, []string{i.Name, i.Version, strings.Join(tags, ","), short(i.Digest), ui.Size(i.DiskSize), ui.Size(i.StoredNew),
+			i.Created.Local().Format("2006-01-02 15:04"), i.Lineage.Parent, state})
+	}
+	return s.result(shown, ui.Table(rows))
 }
 
 const showTemplate = `image     {{.Name}}:{{.Version}}
 digest    {{.Digest}}
 content   {{.Content}}
 tags      {{range .Tags}}{{.}} {{end}}
-created   {{.Created}}
+{{if .Channels}}channels  {{range .Channels}}{{.}} {{end}}
+{{end}}{{if .Revoked}}REVOKED   {{.Revoked}}
+{{end}}created   {{.Created}}
 machine   {{.Arch}}, {{.Firmware}}, seeded by {{.Seed}}, user {{.User}}
 from      {{.Lineage.Parent}} {{.Lineage.ParentDigest}}
 template  {{.Lineage.Template}} {{.Lineage.TemplateDigest}}
@@ -114,24 +137,35 @@ func imagesShow(s *session) error {
 	if err != nil {
 		return err
 	}
-	text, err := render(showTemplate, img)
+	shown, err := s.life([]artifact.Image{img})
 	if err != nil {
 		return err
 	}
-	return s.result(img, text)
+	text, err := render(showTemplate, shown[0])
+	if err != nil {
+		return err
+	}
+	return s.result(shown[0], text)
 }
 
 func imagesTag(s *session) error {
 	if s.c.NArg() != 2 {
-		return usagef("`rebake images tag web:20261124.1 stable`", "images tag takes a reference and a tag; got %d arguments", s.c.NArg())
+		return usagef("`rebake tag web:20261124.1 nightly`", "tag takes a reference and a tag; got %d arguments", s.c.NArg())
 	}
 	tag := s.c.Args().Get(1)
 	if err := artifact.CheckTag(tag); err != nil {
-		return usagef("`rebake images tag web:20261124.1 stable`", "%v", err)
+		return usagef("`rebake tag web:20261124.1 nightly`", "%v", err)
 	}
 	_, img, err := s.resolve(s.c.Args().Get(0))
 	if err != nil {
 		return err
+	}
+	if st, err := lifecycle.In(s.Store); err == nil {
+		if is, err := lifecycle.IsChannel(s.ctx, st, img.Name, tag); err != nil {
+			return err
+		} else if is {
+			return hinted(fmt.Errorf("%s:%s is a channel, which keeps a history", img.Name, tag), "`rebake promote %s:%s %s --reason TEXT` moves it", img.Name, img.Version, tag)
+		}
 	}
 	if err := s.Store.Tag(s.ctx, img.Name, tag, img.Digest); err != nil {
 		return err
@@ -160,6 +194,9 @@ func imagesRm(s *session) error {
 			}
 			return hinted(fmt.Errorf("%s:%s: %w by fleet %s", img.Name, img.Version, artifact.ErrInUse, who), "deploy another image first, or `rebake fleet destroy %s`", who)
 		}
+	}
+	if err := s.keepRevoked(ref, img); err != nil {
+		return err
 	}
 	if err := st.Remove(s.ctx, ref); err != nil {
 		return err

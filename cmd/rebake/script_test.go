@@ -168,12 +168,16 @@ func at(v any, path []string) (any, bool) {
 
 func home(ts *testscript.TestScript) state.Dir { return state.Dir(ts.Getenv("REBAKE_HOME")) }
 
-// scriptMkimage NAME VERSION SIZE [TAG…] [as=TEMPLATE] stores an image as the
-// pipeline does: chunks first, then the version, then the tags. The disk is the
+// scriptMkimage [-from REF] NAME VERSION SIZE [TAG…] [as=TEMPLATE] stores an image as
+// the pipeline does: chunks first, then the version, then the tags. The disk is the
 // same for the same NAME and SIZE, the inputs are those of the template.
 func scriptMkimage(ts *testscript.TestScript, neg bool, args []string) {
+	from := ""
+	if len(args) > 1 && args[0] == "-from" {
+		from, args = args[1], args[2:]
+	}
 	if neg || len(args) < 3 {
-		ts.Fatalf("usage: mkimage NAME VERSION SIZE [TAG…] [as=TEMPLATE]")
+		ts.Fatalf("usage: mkimage [-from REF] NAME VERSION SIZE [TAG…] [as=TEMPLATE]")
 	}
 	size, err := strconv.ParseInt(args[2], 10, 64)
 	ts.Check(err)
@@ -196,6 +200,14 @@ func scriptMkimage(ts *testscript.TestScript, neg bool, args []string) {
 	tags := args[3:]
 	if n := len(tags); n > 0 && strings.HasPrefix(tags[n-1], "as=") {
 		lineage.InputsDigest, tags = inputsOf(ts, strings.TrimPrefix(tags[n-1], "as=")), tags[:n-1]
+	}
+	if from != "" {
+		ref, err := artifact.ParseRef(from)
+		ts.Check(err)
+		base, err := s.Resolve(ctx, ref)
+		ts.Check(err)
+		lineage.From, lineage.Parent, lineage.ParentDigest = from, base.Name+":"+base.Version, base.Digest
+		lineage.Ancestors = append([]artifact.Ancestor{{Ref: base.Lineage.Parent, Digest: base.Lineage.ParentDigest}}, base.Lineage.Ancestors...)
 	}
 	img, err := s.Register(ctx, artifact.Image{
 		Name: args[0], Version: args[1], Content: content, StoredNew: added, DiskSize: size,

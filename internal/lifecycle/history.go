@@ -11,7 +11,8 @@ import (
 // past are promotions of a name, oldest first.
 type past struct {
 	list []Promotion
-	bad  []string // what could not be understood: anybody may attach anything
+	gone map[artifact.Digest]bool // images that were removed, and left what was said of them
+	bad  []string                 // what could not be understood: anybody may attach anything
 }
 
 func (p past) last() *Promotion {
@@ -21,12 +22,33 @@ func (p past) last() *Promotion {
 	return &p.list[len(p.list)-1]
 }
 
+// there is the last one whose image can be held.
+func (p past) there() *Promotion {
+	for i := range slices.Backward(p.list) {
+		if !p.gone[p.list[i].To.Digest] {
+			return &p.list[i]
+		}
+	}
+	return nil
+}
+
 // promotions reads those of all images of a name; channel "" is all.
 func promotions(ctx context.Context, s Store, of, channel string) (past, error) {
-	var p past
+	p := past{gone: map[artifact.Digest]bool{}}
 	images, err := s.List(ctx, of)
 	if err != nil {
 		return p, err
+	}
+	if r, ok := s.(artifact.Retirer); ok {
+		removed, err := r.Removed(ctx, of)
+		if err != nil {
+			return p, err
+		}
+		for _, one := range removed {
+			if !slices.ContainsFunc(images, func(i artifact.Image) bool { return i.Digest == one.Digest }) {
+				p.gone[one.Digest], images = true, append(images, one.Image)
+			}
+		}
 	}
 	for _, img := range images {
 		got, bad, err := read[Promotion](ctx, s, img, PromotionKind, PromotionType)
@@ -60,6 +82,7 @@ func promotions(ctx context.Context, s Store, of, channel string) (past, error) 
 type Entry struct {
 	Promotion
 	Back bool   `json:"back,omitempty"` // the channel held that image before
+	Gone bool   `json:"gone,omitempty"` // the image was removed since
 	Note string `json:"note,omitempty"` // why From is not what the entry before moved to
 }
 
@@ -93,7 +116,7 @@ func history(ctx context.Context, s Store, of, channel string, all past) (Past, 
 	}
 	seen := map[artifact.Digest]bool{}
 	for i, p := range all.list {
-		e := Entry{Promotion: p, Back: seen[p.To.Digest]}
+		e := Entry{Promotion: p, Back: seen[p.To.Digest], Gone: all.gone[p.To.Digest]}
 		seen[p.To.Digest] = true
 		switch {
 		case i > 0 && all.list[i-1].Serial == p.Serial:
@@ -110,6 +133,8 @@ func history(ctx context.Context, s Store, of, channel string, all past) (Past, 
 	slices.Reverse(out.Entries)
 	switch last := all.last(); {
 	case last == nil:
+	case out.Holds == nil && all.gone[last.To.Digest]:
+		out.Moved = "the tag is gone, with the image that it pointed at"
 	case out.Holds == nil:
 		out.Moved = "the tag is gone"
 	case out.Holds.Digest != last.To.Digest:
@@ -129,7 +154,7 @@ func Channels(ctx context.Context, s Store, of string) ([]Past, error) {
 	for _, p := range all.list {
 		one, ok := by[p.Channel]
 		if !ok {
-			names = append(names, p.Channel)
+			names, one.gone = append(names, p.Channel), all.gone
 		}
 		one.list = append(one.list, p)
 		by[p.Channel] = one

@@ -105,16 +105,18 @@ func settle(ctx context.Context, s Store, img artifact.Image, p Promotion) (winn
 			}
 			continue
 		}
-		last := all.last()
-		if last.To.Digest == tagged {
-			if last.ID == p.ID {
-				return nil, nil
-			}
+		last := all.there()
+		switch {
+		case last == nil || all.gone[img.Digest]:
+			return nil, fmt.Errorf("%s was removed meanwhile: %w", name(img), artifact.ErrNotFound)
+		case last.To.Digest == tagged && last.ID == p.ID:
+			return nil, nil
+		case last.To.Digest == tagged:
 			return last, nil
 		}
 		err = s.Tag(ctx, img.Name, p.Channel, last.To.Digest)
-		if errors.Is(err, artifact.ErrNotFound) && last.ID != p.ID {
-			continue // its image was removed, and that promotion with it
+		if errors.Is(err, artifact.ErrNotFound) {
+			continue // its image was removed just now: look again
 		}
 		if err != nil {
 			return nil, fmt.Errorf("move %s:%s: %w", img.Name, p.Channel, err)
@@ -131,11 +133,16 @@ func checkChannel(ctx context.Context, s Store, img artifact.Image, channel stri
 	if channel == artifact.Latest {
 		return fmt.Errorf("%s cannot be a channel: each bake moves that tag", channel)
 	}
-	got, err := holds(ctx, s, img.Name, channel)
-	if err == nil && got != nil && got.Version == channel {
-		err = fmt.Errorf("%s:%s is a version, which never moves: %w", img.Name, channel, artifact.ErrExists)
+	got, _, err := artifact.Known(ctx, s, artifact.Ref{Name: img.Name, Tag: channel})
+	switch {
+	case errors.Is(err, artifact.ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	case got.Version == channel:
+		return fmt.Errorf("%s:%s is a version, which never moves: %w", img.Name, channel, artifact.ErrExists)
 	}
-	return err
+	return nil
 }
 
 // holds is the image that the channel's tag points at, or nil.

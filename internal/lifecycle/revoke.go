@@ -28,7 +28,7 @@ func (r Revocation) compare(q Revocation) int {
 
 // String is why, by whom and since when, without control characters or line breaks.
 func (r Revocation) String() string {
-	return fmt.Sprintf("%s (by %s, since %s)", oneLine(r.Reason), oneLine(r.By), r.since().UTC().Format("2006-01-02 15:04 MST"))
+	return fmt.Sprintf("%s (by %s, since %s)", OneLine(r.Reason), OneLine(r.By), r.since().UTC().Format("2006-01-02 15:04 MST"))
 }
 
 func (r Revocation) since() time.Time {
@@ -38,7 +38,8 @@ func (r Revocation) since() time.Time {
 	return r.From
 }
 
-func oneLine(s string) string {
+// OneLine is a text of somebody's without line breaks and control characters.
+func OneLine(s string) string {
 	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == ' ' || r < ' ' || r == 0x7f }), " ")
 }
 
@@ -237,7 +238,8 @@ func (l *Lineage) find(ctx context.Context, p artifact.Ancestor) (*artifact.Imag
 	if err != nil || p.Digest.Validate() != nil {
 		return nil, nil // no image of a store
 	}
-	img, err := l.store.Resolve(ctx, artifact.Ref{Name: ref.Name, Digest: p.Digest})
+	// What was removed and left a tombstone can be revoked all the same.
+	img, _, err := artifact.Known(ctx, l.store, artifact.Ref{Name: ref.Name, Digest: p.Digest})
 	switch {
 	case errors.Is(err, artifact.ErrNotFound):
 		l.known[p.Digest] = nil
@@ -249,27 +251,36 @@ func (l *Lineage) find(ctx context.Context, p artifact.Ancestor) (*artifact.Imag
 	return &img, nil
 }
 
-// Needed is why an image must stay in the store: it is revoked, or will be, and
-// images are there that were made from it and would lose that; "": it need not.
-func Needed(ctx context.Context, s Store, now time.Time, img artifact.Image) (string, error) {
-	l := NewLineage(s, now)
-	st, err := l.state(ctx, img)
-	if err != nil || st.Now == nil && st.Next == nil {
-		return "", err
-	}
+// Descendants are the images of the store that were made from an image, newest first.
+func Descendants(ctx context.Context, s Store, img artifact.Image) ([]artifact.Image, error) {
 	all, err := s.List(ctx, "")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	l = NewLineage(s, now, all...)
+	l := NewLineage(s, time.Time{}, all...)
+	var out []artifact.Image
 	for _, child := range all {
 		above, err := l.Ancestors(ctx, child)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		if slices.ContainsFunc(above, func(a artifact.Image) bool { return a.Digest == img.Digest }) {
-			return fmt.Sprintf("%s is revoked, and %s was made from it, which would not be known to be revoked any more", name(img), name(child)), nil
+			out = append(out, child)
 		}
 	}
-	return "", nil
+	return out, nil
+}
+
+// Needed is why an image must not be removed without a trace: it is revoked, or
+// will be, and images are there that were made from it and would lose that; "": it may.
+func Needed(ctx context.Context, s Store, now time.Time, img artifact.Image) (string, error) {
+	st, err := revocations(ctx, s, img, now)
+	if err != nil || st.Now == nil && st.Next == nil {
+		return "", err
+	}
+	below, err := Descendants(ctx, s, img)
+	if err != nil || len(below) == 0 {
+		return "", err
+	}
+	return fmt.Sprintf("%s is revoked, and %s was made from it, which would not be known to be revoked any more", name(img), name(below[0])), nil
 }

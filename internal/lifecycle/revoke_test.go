@@ -53,6 +53,13 @@ func TestARevocationIsInheritedAndTakenBack(t *testing.T) {
 		if revoked(t, s, web, 0) == "" {
 			t.Error("the image between is gone, and web is not revoked any more")
 		}
+		// So may the base, if it leaves a tombstone.
+		if err := s.(artifact.Retirer).Retire(t.Context(), base, "old", began); err != nil {
+			t.Fatal(err)
+		}
+		if revoked(t, s, web, 0) == "" || revoked(t, s, base, 0) == "" {
+			t.Error("the base is retired, and web is not revoked any more")
+		}
 		must[lifecycle.Revocation](t)(lifecycle.Restore(t.Context(), s, at("anna", 0), base, "a false alarm"))
 		for _, img := range []artifact.Image{base, web} {
 			if got := revoked(t, s, img, 0); got != "" {

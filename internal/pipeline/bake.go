@@ -188,7 +188,7 @@ func (k *bake) storeAndTest(ctx context.Context, id string, disk artifact.Disk) 
 }
 
 func (k *bake) register(ctx context.Context, id string, r *rig, got chunks, tests []artifact.TestResult) (artifact.Image, error) {
-	commit, dirty := gitState(ctx, k.tpl.Dir)
+	commit, changed := gitState(ctx, k.tpl.Dir)
 	base := r.base
 	img := artifact.Image{
 		Name: k.tpl.Name, Version: k.version, Content: got.content, Created: k.env.now(),
@@ -196,9 +196,12 @@ func (k *bake) register(ctx context.Context, id string, r *rig, got chunks, test
 		DiskSize: got.size, StoredNew: got.added, Labels: k.tpl.Labels, Tests: tests,
 		Lineage: artifact.Lineage{
 			Template: k.tpl.Name, TemplateDigest: k.tpl.Digest, InputsDigest: k.inputs,
-			Parent: base.Ref, ParentDigest: base.Digest, GitCommit: commit, GitDirty: dirty,
+			Parent: base.Ref, ParentDigest: base.Digest, GitCommit: commit, GitDirty: len(changed) > 0,
 			BuildID: id, Builder: k.build.Kind, Rebake: k.env.Version,
 		},
+	}
+	if err := k.descend(ctx, &img.Lineage); err != nil {
+		return img, err
 	}
 	for _, p := range r.trail[1:] {
 		img.Lineage.Ran = append(img.Lineage.Ran, p.Ran)
@@ -303,16 +306,23 @@ func indent(s string) string {
 	return "    " + strings.ReplaceAll(strings.TrimSpace(s), "\n", "\n    ")
 }
 
-// gitState is the commit of the template's checkout, "" outside of one.
-func gitState(ctx context.Context, dir string) (commit string, dirty bool) {
+// gitState is the commit of the template's checkout, "" outside of one, and what
+// in the template's folder is not as in that commit.
+func gitState(ctx context.Context, dir string) (commit string, changed []string) {
 	git := func(args ...string) (string, error) {
-		out, err := exec.CommandContext(ctx, "git", append([]string{"-C", dir}, args...)...).Output()
-		return strings.TrimSpace(string(out)), err
+		out, err := exec.CommandContext(ctx, "git", append([]string{"-c", "core.fsmonitor=false", "-C", dir}, args...)...).Output()
+		return strings.TrimRight(string(out), "\n"), err
 	}
 	commit, err := git("rev-parse", "HEAD")
 	if err != nil {
-		return "", false
+		return "", nil
 	}
 	st, err := git("status", "--porcelain", "--", dir)
-	return commit, err != nil || st != ""
+	switch {
+	case err != nil:
+		return commit, []string{"git status fails"}
+	case st == "":
+		return commit, nil
+	}
+	return commit, strings.Split(st, "\n")
 }

@@ -64,7 +64,7 @@ func PlanDeploy(ctx context.Context, env Env, tpl *template.Template, img artifa
 }
 
 // fleetFor is the template's fleet, and the wish that it runs the image.
-func fleetFor(_ context.Context, env Env, tpl *template.Template, img artifact.Image) (*fleet.Deployer, fleet.Request, error) {
+func fleetFor(ctx context.Context, env Env, tpl *template.Template, img artifact.Image) (*fleet.Deployer, fleet.Request, error) {
 	if tpl.Fleet == nil {
 		return nil, fleet.Request{}, fmt.Errorf("%s has no fleet: block, so there is nothing to deploy to (`rebake docs fleet`)", tpl.Path)
 	}
@@ -74,6 +74,9 @@ func fleetFor(_ context.Context, env Env, tpl *template.Template, img artifact.I
 	}
 	if cfg.Require, err = rulesOf(env, tpl); err != nil {
 		return nil, fleet.Request{}, err
+	}
+	if r := tpl.Fleet.Require; r == nil || !r.NotRevoked {
+		env.warnRevoked(ctx, img)
 	}
 	if old, err := fleet.LoadConfig(env.State.Fleet(cfg.Name)); err == nil {
 		if err := sameAddress(old, cfg); err != nil {

@@ -34,6 +34,8 @@ type Env struct {
 	// Ask puts a question to a person and returns one of the choices; nil: nobody is there.
 	Ask      func(ctx context.Context, question string, choices []string) (string, error)
 	MaxCache int64 // bytes that the cache may occupy after a build; 0: no limit
+	// AllowRevoked lets builds begin from a base that is revoked: what they make is too.
+	AllowRevoked bool
 	// Now is the clock by which things age and take long; nil: this computer's.
 	Now func() time.Time
 }

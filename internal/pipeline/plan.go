@@ -32,6 +32,8 @@ type BakeOptions struct {
 	FailFast  bool // stop all builds when one fails
 	IfChanged bool // an image of the same inputs is the result whatever version was asked for
 
+	AllowDirty bool // make a release from a tree with changes that are in no commit
+
 	SignKey *statement.Key // signs what is baked, instead of the template's; nil: that one, if there is one
 
 	NoCache     bool   // go on from no checkpoint; new ones are saved
@@ -135,7 +137,10 @@ func newBake(ctx context.Context, env Env, tpl *template.Template, b template.Bu
 	if _, ok := env.Store.(artifact.Attacher); !ok && k.key != nil {
 		return nil, fmt.Errorf("%s cannot be signed: the store %T keeps no attachments", tpl.Name, env.Store)
 	}
-	return k, k.choose(ctx)
+	if err := k.choose(ctx); err != nil {
+		return nil, err
+	}
+	return k, errors.Join(k.checkClean(ctx), k.checkTags(ctx))
 }
 
 // choose picks the version and looks for an image of the same inputs.

@@ -78,18 +78,7 @@ func admission(env Env, cfg fleet.Config, pool fleet.Pool) (fleet.Admit, error) 
 }
 
 func (e Env) parts() require.Parts {
-	return require.Parts{Store: e.Store, Revoked: e.revoked(), Now: e.clock}
-}
-
-// revoked asks the store why an image, or one that it was made from, was revoked.
-func (e Env) revoked() func(context.Context, artifact.Image) (string, error) {
-	r, ok := e.Store.(interface {
-		Revoked(ctx context.Context, img artifact.Image) (reason string, err error)
-	})
-	if !ok {
-		return nil
-	}
-	return r.Revoked
+	return require.Parts{Store: e.Store, Revoked: e.Revoked, Now: e.clock}
 }
 
 // VerifyImage holds an image of the store to rules, and re-hashes all its bytes

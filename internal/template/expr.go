@@ -32,6 +32,7 @@ type scope struct {
 	git     map[string]any // read on first use
 	total   int            // bytes that evaluation produced
 	secrets map[string]bool
+	tagged  bool                    // git.tag was used since this was last cleared
 	resolve func(v *variable) error // evaluates a variable that is not ready
 }
 
@@ -165,6 +166,7 @@ func (s *scope) eval(src string) (res result, err error) {
 		if err := s.resolve(v); err != nil {
 			return res, err
 		}
+		s.tagged = s.tagged || v.tagged
 		vars[name], maskedVars[name] = v.value, v.value
 		if len(v.taint) > 0 {
 			maskedVars[name] = v.canon
@@ -186,6 +188,7 @@ func (s *scope) eval(src string) (res result, err error) {
 		}
 	}
 	env["env"], masked["env"] = environ, environ
+	s.tagged = s.tagged || contains(u.git, "tag")
 	if _, given := s.extra["git"]; len(u.git) > 0 && !given {
 		for _, f := range u.git {
 			if !contains(gitFields, f) {

@@ -3,6 +3,7 @@ package template
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"regexp"
@@ -62,10 +63,15 @@ func load(s *source, dir string, o Options) (*Template, error) {
 		Name: doc.Name, Version: doc.Version, Tags: doc.Tags, Labels: doc.Labels,
 		Seal: Seal{Skip: doc.Seal.Skip}, Secrets: keys(l.scope.secrets),
 	}
-	t.Sign = doc.Sign.Key
+	t.Sign, t.Tagged = doc.Sign.Key, l.tagged
 	t.Variables, t.Sensitive = l.shown()
 	if err := l.words(root, doc); err != nil {
 		return nil, err
+	}
+	if o.Version != "" {
+		if err := l.version(t, o.Version); err != nil {
+			return nil, err
+		}
 	}
 	if t.Builds, err = l.builds(doc.Build, o.Kinds.Builders); err != nil {
 		return nil, err
@@ -138,9 +144,34 @@ func (l *loader) evaluate(root *node, o Options) error {
 		if e.key == "variables" || e.key == "env" || e.key == "name" {
 			continue
 		}
+		l.scope.tagged = false
 		if err := l.eval.eval(e.value); err != nil {
 			return err
 		}
+		if e.key == "version" {
+			l.tagged = l.scope.tagged
+		}
+	}
+	return nil
+}
+
+// version evaluates what --version gives.
+func (l *loader) version(t *Template, text string) error {
+	n := &node{kind: scalarNode, value: text, text: text, line: 1, column: 1}
+	l.scope.tagged = false
+	at := &Error{}
+	switch err := l.eval.eval(n); {
+	case errors.As(err, &at):
+		return &Error{Msg: "--version: " + at.Msg, Hint: at.Hint}
+	case err != nil:
+		return err
+	}
+	t.Version, t.Tagged = n.text, l.scope.tagged
+	switch {
+	case len(n.taint) > 0:
+		return &Error{Msg: "--version: a sensitive variable cannot be in a version"}
+	case n.kind != scalarNode || t.Version != "" && !tagPattern.MatchString(t.Version):
+		return &Error{Msg: fmt.Sprintf("--version: %.150q cannot be a version", t.Version), Hint: "letters, digits, and . _ + - after the first"}
 	}
 	return nil
 }

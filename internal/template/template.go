@@ -17,6 +17,7 @@ type Template struct {
 	Digest  artifact.Digest
 	Name    string
 	Version string   // of the image, "" means a date serial
+	Tagged  bool     // the version was made from git.tag
 	Tags    []string // moving tags to point at a new image
 	Labels  map[string]string
 	Builds  []Build // in file order
@@ -117,6 +118,7 @@ type Options struct {
 	Kinds    Kinds          // known backends
 	Now      time.Time      // for ${{ now }}
 	Scope    map[string]any // extra names for expressions (git, image)
+	Version  string         // an expression, from --version, instead of the template's version; "": none
 }
 
 // Kinds lists the backends of each seam with a constructor of the pointer to

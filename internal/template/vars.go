@@ -26,11 +26,12 @@ type variable struct {
 	def          *node // default:, nil: none
 	pattern      *regexp.Regexp
 
-	given bool
-	value any
-	taint []string
-	canon any
-	state int // 0 not evaluated, 1 being evaluated, 2 done
+	given  bool
+	tagged bool // its default was made from git.tag
+	value  any
+	taint  []string
+	canon  any
+	state  int // 0 not evaluated, 1 being evaluated, 2 done
 }
 
 var identifier = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
@@ -41,6 +42,8 @@ type loader struct {
 	scope *scope
 	eval  evaluator
 	chain []string // variables being evaluated, for the message of a cycle
+
+	tagged bool // version: was made from git.tag
 }
 
 func (l *loader) fail(line, column int, hint, format string, a ...any) error {
@@ -318,7 +321,11 @@ func (l *loader) resolve(v *variable) error {
 			return l.fail(v.line, v.column, fmt.Sprintf("give it by --var %s=VALUE, in a --var-file, or as REBAKE_VAR_%s", v.name, v.name),
 				"variable %q%s has no value", v.name, what)
 		}
-		if err := l.eval.eval(v.def); err != nil {
+		before := l.scope.tagged
+		l.scope.tagged = false
+		err := l.eval.eval(v.def)
+		v.tagged, l.scope.tagged = l.scope.tagged, before
+		if err != nil {
 			return err
 		}
 		v.value = plainValue(v.def, false)
