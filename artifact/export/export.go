@@ -17,9 +17,9 @@ import (
 )
 
 // Formats are what Disk writes: raw (sparse), qcow2, vmdk (stream optimized, as
-// VMware imports it), vhd (dynamic), and containerdisk (an OCI image in a tar, for
-// KubeVirt).
-var Formats = []string{"qcow2", "raw", "vmdk", "vhd", "containerdisk"}
+// VMware imports it), vhd (dynamic), containerdisk (an OCI image in a tar, for
+// KubeVirt), and vagrant (a box, as Vagrant writes it without options).
+var Formats = []string{"qcow2", "raw", "vmdk", "vhd", "containerdisk", "vagrant"}
 
 // convert is how qemu-img is told of each format.
 var convert = map[string][]string{
@@ -31,13 +31,29 @@ var convert = map[string][]string{
 
 // Disk writes the image at path, all or nothing. What was there is replaced. All
 // but raw need qemu-img, and for a while room for the raw disk beside path.
-func Disk(ctx context.Context, s artifact.Store, img artifact.Image, format, path string, progress func(done, total int64)) (err error) {
-	if format == "raw" {
+func Disk(ctx context.Context, s artifact.Store, img artifact.Image, format, path string, progress func(done, total int64)) error {
+	switch format {
+	case "raw":
 		return s.Fetch(ctx, img.Content, path, progress)
+	case "vagrant":
+		_, err := Vagrant(ctx, s, img, BoxOptions{}, path, progress)
+		return err
 	}
 	if convert[format] == nil {
 		return fmt.Errorf("format %q is none of %s", format, strings.Join(Formats, ", "))
 	}
+	return converted(ctx, s, img, format, path, progress, func(dir, disk string) (string, error) {
+		if format != "containerdisk" {
+			return disk, nil
+		}
+		out := filepath.Join(dir, "image.tar")
+		return out, containerDisk(ctx, img, disk, dir, out)
+	})
+}
+
+// converted has qemu-img write the image's disk in a directory beside path; pack
+// makes a file of it there, which becomes path.
+func converted(ctx context.Context, s artifact.Store, img artifact.Image, format, path string, progress func(done, total int64), pack func(dir, disk string) (string, error)) (err error) {
 	// The work directory has one name for each path and is locked, so that an
 	// export to the same path finds what a killed one left.
 	dir := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".rebake-export")
@@ -49,23 +65,19 @@ func Disk(ctx context.Context, s artifact.Store, img artifact.Image, format, pat
 		return errors.Join(fmt.Errorf("another rebake exports to %s", path), err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir), lock.Close()) }()
-	raw, out := filepath.Join(dir, "disk.raw"), filepath.Join(dir, "disk.out")
+	raw, disk := filepath.Join(dir, "disk.raw"), filepath.Join(dir, "disk.out")
 	if err := s.Fetch(ctx, img.Content, raw, progress); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, "qemu-img", slices.Concat([]string{"convert", "-q", "-f", "raw"}, convert[format], []string{raw, out})...)
-	if msg, err := cmd.CombinedOutput(); err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		return fmt.Errorf("qemu-img convert: %w: %s", err, strings.TrimSpace(string(msg)))
+	if err := convertDisk(ctx, format, raw, disk); err != nil {
+		return err
 	}
-	if format == "containerdisk" {
-		disk := out
-		out = filepath.Join(dir, "image.tar")
-		if err := errors.Join(os.Remove(raw), containerDisk(ctx, img, disk, dir, out)); err != nil {
-			return err
-		}
+	if err := os.Remove(raw); err != nil {
+		return err
+	}
+	out, err := pack(dir, disk)
+	if err != nil {
+		return err
 	}
 	if err := sync(out); err != nil {
 		return err
@@ -74,6 +86,18 @@ func Disk(ctx context.Context, s artifact.Store, img artifact.Image, format, pat
 		return err
 	}
 	return sync(filepath.Dir(path))
+}
+
+// convertDisk makes a disk of a raw one.
+func convertDisk(ctx context.Context, format, raw, out string) error {
+	cmd := exec.CommandContext(ctx, "qemu-img", slices.Concat([]string{"convert", "-q", "-f", "raw"}, convert[format], []string{raw, out})...)
+	if msg, err := cmd.CombinedOutput(); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return fmt.Errorf("qemu-img convert: %w: %s", err, strings.TrimSpace(string(msg)))
+	}
+	return nil
 }
 
 // sync makes a file, or the names in a directory, survive a power cut.

@@ -38,8 +38,9 @@ func imagesCommand() *cli.Command {
 			{Name: "rm", Usage: "remove an image, or only a moving tag", ArgsUsage: "REF",
 				Description: help("name:version removes the image with its tags, name:tag only the tag. An image that a fleet\nruns or can go back to is refused. `rebake images prune` frees the space.", "rebake images rm web:20261101.1"), Action: with(imagesRm)},
 			{Name: "export", Usage: "write an image as a bootable disk file", ArgsUsage: "REF FILE",
-				Flags:       []cli.Flag{&cli.StringFlag{Name: "format", Usage: "`" + strings.Join(export.Formats, ", ") + "`", Value: "qcow2"}, &cli.BoolFlag{Name: "force", Usage: "replace FILE if it exists"}},
-				Description: help("The file boots by itself, in plain QEMU or under libvirt. vmdk and vhd are for other hypervisors;\ncontainerdisk is a tar of an OCI image for KubeVirt (docs/formats.md).", "rebake images export web:latest web.qcow2\nqemu-system-x86_64 -m 512 -nographic web.qcow2"), Action: with(imagesExport)},
+				Flags: append([]cli.Flag{&cli.StringFlag{Name: "format", Usage: "`" + strings.Join(export.Formats, ", ") + "`", Value: "qcow2"}, &cli.BoolFlag{Name: "force", Usage: "replace FILE if it exists"},
+					&cli.StringFlag{Name: "provider", Usage: "of a vagrant box: `libvirt` or qemu; one box serves both"}}, boxFlags()...),
+				Description: help("The file boots by itself, in plain QEMU or under libvirt. vmdk and vhd are for other hypervisors;\ncontainerdisk is a tar of an OCI image for KubeVirt, vagrant a box (docs/formats.md, docs/vagrant.md).", "rebake images export web:latest web.qcow2\nqemu-system-x86_64 -m 512 -nographic web.qcow2"), Action: with(imagesExport)},
 			{Name: "verify", Usage: "re-hash everything that images need", ArgsUsage: "[REF]",
 				Description: help("Reads every chunk and compares it with its digest; without REF, of all images.", "rebake images verify"), Action: with(imagesVerify)},
 			{Name: "prune", Usage: "free the space of what no image needs",
@@ -223,8 +224,16 @@ func imagesExport(s *session) error {
 	if _, err := os.Lstat(path); err == nil && !s.c.Bool("force") {
 		return usagef("give another file, or --force replaces it", "%s exists", path)
 	}
-	_, err = event.Do(s.ctx, "export "+filepath.Base(path), func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, export.Disk(ctx, s.Store, img, format, path, event.Progressing(ctx))
+	box, err := s.boxOptions(format == "vagrant")
+	if err != nil {
+		return err
+	}
+	err = event.Run(s.ctx, "export "+filepath.Base(path), func(ctx context.Context) error {
+		if format == "vagrant" {
+			_, err := export.Vagrant(ctx, s.Store, img, box, path, event.Progressing(ctx))
+			return err
+		}
+		return export.Disk(ctx, s.Store, img, format, path, event.Progressing(ctx))
 	})
 	if err != nil {
 		return err
