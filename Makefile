@@ -42,6 +42,14 @@ test: check ## check, and everything on real parts: QEMU, HAProxy, Debian guests
 
 E2E := ./test/e2e/... ./fleet/qemu/... ./internal/qemu/...
 
+.PHONY: setup-vagrant
+setup-vagrant: ## install what e2e-vagrant alone needs: vagrant, its libvirt provider, libvirt
+	@test/setup-vagrant.sh
+
+.PHONY: e2e-vagrant
+e2e-vagrant: setup setup-vagrant ## boxes in Debian's own vagrant, and up under libvirt; ten minutes and more
+	@$(GO) run ./test/noskip -- $(GO) test -json -tags vagrant -timeout 60m ./test/vagrant
+
 .PHONY: race
 race: $(LINT) ## unit tests under the race detector
 	@$(GO) test -race ./...

@@ -22,18 +22,16 @@ import (
 // format of its own: it takes boxes of this one, so that one box serves both.
 const BoxProvider = "libvirt"
 
-// InsecureKeys are the public halves of the keys that every Vagrant has, from
-// its own repository: RSA, and from 2.4 on ed25519 too. Vagrant replaces them by
-// a key of the machine's own when it first logs in.
-var InsecureKeys = []string{
-	"ssh-rsa AAAAB3NzaC1yc2EAAAABIwAAAQEA6NF8iallvQVp22WDkTkyrtvp9eWW6A8YVr+kz4TjGYe7gHzIw+niNltGEFHzD8+v1I2YJ6oXevct1YeS0o9HZyN1Q9qgCgzUFtdOKLv6IedplqoPkcmF0aYet2PkEDo3MlTBckFXPITAMzF8dJSIFo9D8HfdOV0IAdx4O7PtixWKn5y2hMNG0zQPyUecp4pzC6kivAIhyfHilFR61RGL+GPXQ2MWZWFYbAGjyiYJnAmCP3NOTd0jMZEnDkbUvxhMmBYSdETk1rRgm+R4LOzFUGaHqHDLKLX+FIPKcF96hrucXzcWyLbIbEgE98OHlnVYCzRdK8jlqm8tehUc9c9WhQ== vagrant insecure public key",
-	"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIN1YdxBpNlzxDqfJyw/QKow1F+wvG9hXGoqiysfJOn5Y vagrant insecure public key",
-}
+// InsecureKey is the public half of a key that every Vagrant has, from its own
+// repository. Vagrant replaces it by a key of the machine's own when it first logs
+// in. Vagrant 2.4 has a second such key, which older ones would not replace: it
+// would let everybody in for good.
+const InsecureKey = "ssh-rsa AAAAB3NzaC1yc2EAAAABIwAAAQEA6NF8iallvQVp22WDkTkyrtvp9eWW6A8YVr+kz4TjGYe7gHzIw+niNltGEFHzD8+v1I2YJ6oXevct1YeS0o9HZyN1Q9qgCgzUFtdOKLv6IedplqoPkcmF0aYet2PkEDo3MlTBckFXPITAMzF8dJSIFo9D8HfdOV0IAdx4O7PtixWKn5y2hMNG0zQPyUecp4pzC6kivAIhyfHilFR61RGL+GPXQ2MWZWFYbAGjyiYJnAmCP3NOTd0jMZEnDkbUvxhMmBYSdETk1rRgm+R4LOzFUGaHqHDLKLX+FIPKcF96hrucXzcWyLbIbEgE98OHlnVYCzRdK8jlqm8tehUc9c9WhQ== vagrant insecure public key"
 
 // BoxOptions say how the machines of a box are logged in to.
 type BoxOptions struct {
 	User string   // "" is the image's; one that the image lacks is made at the first boot
-	Keys []string // OpenSSH lines; none is InsecureKeys
+	Keys []string // OpenSSH lines; none is InsecureKey
 }
 
 var (

@@ -111,13 +111,11 @@ func TestVagrant(t *testing.T) {
 	if diff := cmp.Diff(want, meta); diff != "" {
 		t.Error(diff)
 	}
-	for _, k := range export.InsecureKeys {
-		if bytes.Contains(files["box.img"], []byte(k[20:60])) {
-			t.Error("a key is in the disk")
-		}
+	if bytes.Contains(files["box.img"], []byte(export.InsecureKey[20:60])) {
+		t.Error("a key is in the disk")
 	}
 	cred := credentialsIn(t, string(files["Vagrantfile"]))
-	keys := base64.StdEncoding.EncodeToString([]byte(strings.Join(export.InsecureKeys, "\n") + "\n"))
+	keys := base64.StdEncoding.EncodeToString([]byte(export.InsecureKey + "\n"))
 	if diff := cmp.Diff(map[string]string{"tmpfiles.extra": "d /root/.ssh 0700 root root -\nf~ /root/.ssh/authorized_keys 0600 root root - " + keys + "\n"}, cred); diff != "" {
 		t.Error(diff)
 	}
@@ -190,7 +188,7 @@ func TestVagrantUsers(t *testing.T) {
 	}
 	seed := readSeed(t, dir, files["seed.img"])
 	has(seed["meta-data"], `{"instance-id":"rebake-abababababab"}`)
-	has(seed["user-data"], "#cloud-config\n", `"name": "debian"`, `"sudo": "ALL=(ALL) NOPASSWD:ALL"`, export.InsecureKeys[0], export.InsecureKeys[1])
+	has(seed["user-data"], "#cloud-config\n", `"name": "debian"`, `"sudo": "ALL=(ALL) NOPASSWD:ALL"`, export.InsecureKey)
 	_, files = get("nocloud", "", "bios", "amd64", export.BoxOptions{Keys: []string{key}})
 	has(readSeed(t, dir, files["seed.img"])["user-data"], `"disable_root": false`, `"name": "root"`, key)
 }

@@ -85,7 +85,7 @@ func (o BoxOptions) keys() []string {
 	if len(o.Keys) > 0 {
 		return o.Keys
 	}
-	return InsecureKeys
+	return []string{InsecureKey}
 }
 
 // credentials are system credentials (systemd 252 and later). Unlike those of a
