@@ -82,8 +82,8 @@ func (s *session) reason() (string, error) {
 	return why, nil
 }
 
-// known finds an image, also one that was removed and left what is known of it.
-func (s *session) known(text string) (artifact.Image, error) {
+// evenRemoved finds an image, also one that was removed and left what is known of it.
+func (s *session) evenRemoved(text string) (artifact.Image, error) {
 	ref, err := artifact.ParseRef(text)
 	if err != nil {
 		return artifact.Image{}, usagef("for example web:1.4.0, web:stable or web@sha256:…", "%v", err)
@@ -259,7 +259,7 @@ func revoke(s *session) error {
 	if err != nil {
 		return err
 	}
-	img, err := s.known(ref)
+	img, err := s.evenRemoved(ref)
 	if err != nil {
 		return err
 	}
@@ -299,7 +299,7 @@ func restore(s *session) error {
 	if err != nil {
 		return err
 	}
-	img, err := s.known(ref)
+	img, err := s.evenRemoved(ref)
 	if err != nil {
 		return err
 	}
