@@ -163,6 +163,12 @@ type Attacher interface {
 	ReadAttachment(ctx context.Context, a Attachment) ([]byte, error)
 }
 
+// AttachedLister is the optional power to list the attachments of all images at once.
+type AttachedLister interface {
+	// AttachedAll lists those of a kind by their image, each list as Attached does.
+	AttachedAll(ctx context.Context, kind string) (map[Digest][]Attachment, error)
+}
+
 // Verifier re-hashes everything that an image needs.
 type Verifier interface {
 	Verify(ctx context.Context, img Image, progress func(done, total int64)) error

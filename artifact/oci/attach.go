@@ -185,6 +185,31 @@ func (s *Store) Attached(_ context.Context, to artifact.Digest, only string) (ou
 	return out, err
 }
 
+// AttachedAll implements artifact.AttachedLister: the index is read once.
+func (s *Store) AttachedAll(_ context.Context, only string) (out map[artifact.Digest][]artifact.Attachment, err error) {
+	err = s.read(func(idx v1.Index) error {
+		out = map[artifact.Digest][]artifact.Attachment{}
+		for _, m := range idx.Manifests {
+			ours := kind(m) == kindAttachment
+			if ours && m.ArtifactType != "" && m.ArtifactType != only || !ours && !mayConcern(m, "") {
+				continue
+			}
+			a, subject, err := s.attachment(artifact.Digest(m.Digest))
+			switch {
+			case err != nil && ours:
+				return err
+			case err == nil && a.Kind == only:
+				out[subject] = append(out[subject], a)
+			}
+		}
+		return nil
+	})
+	for _, list := range out {
+		slices.SortStableFunc(list, func(a, b artifact.Attachment) int { return a.Created.Compare(b.Created) })
+	}
+	return out, err
+}
+
 // mayConcern tells whether an entry may be an attachment of an image.
 func mayConcern(m v1.Descriptor, to artifact.Digest) bool {
 	if kind(m) == kindAttachment {

@@ -78,7 +78,7 @@ func imagesOutdated(s *session) error {
 	if err != nil {
 		return err
 	}
-	list, err := lifecycle.ListOutdated(s.ctx, st, lifecycle.NewLineage(st, time.Now()), s.c.Bool("all"), func(d artifact.Digest) bool { return used[d] })
+	list, err := lifecycle.ListOutdated(s.ctx, st, time.Now(), s.c.Bool("all"), func(d artifact.Digest) bool { return used[d] })
 	if err != nil {
 		return err
 	}

@@ -50,8 +50,9 @@ func promotions(ctx context.Context, s Store, of, channel string) (past, error) 
 			}
 		}
 	}
+	ask := atOnce(s, PromotionKind)
 	for _, img := range images {
-		got, bad, err := read[Promotion](ctx, s, img, PromotionKind, PromotionType)
+		got, bad, err := read[Promotion](ctx, s, ask, img, PromotionKind, PromotionType)
 		if err != nil {
 			return p, err
 		}

@@ -124,10 +124,37 @@ type unreadable struct {
 func (u *unreadable) Error() string { return fmt.Sprintf("attachment %s: %v", u.what, u.err) }
 func (u *unreadable) Unwrap() error { return u.err }
 
+// listing lists an image's attachments of a kind.
+type listing func(ctx context.Context, img artifact.Image) ([]artifact.Attachment, error)
+
+// each asks the store about one image after the other.
+func each(s Store, kind string) listing {
+	return func(ctx context.Context, img artifact.Image) ([]artifact.Attachment, error) {
+		return s.Attached(ctx, img.Digest, kind)
+	}
+}
+
+// atOnce asks about all of them at the first question, where the store can do that.
+func atOnce(s Store, kind string) listing {
+	l, ok := s.(artifact.AttachedLister)
+	if !ok {
+		return each(s, kind)
+	}
+	var all map[artifact.Digest][]artifact.Attachment
+	return func(ctx context.Context, img artifact.Image) (_ []artifact.Attachment, err error) {
+		if all == nil {
+			if all, err = l.AttachedAll(ctx, kind); err != nil {
+				return nil, err
+			}
+		}
+		return all[img.Digest], nil
+	}
+}
+
 // read returns the records of a kind that an image has, in no order, and what is
 // wrong with those that cannot be understood. An error is that they could not be read.
-func read[T any](ctx context.Context, s Store, img artifact.Image, kind, predicate string) (out []T, bad []*unreadable, err error) {
-	list, err := s.Attached(ctx, img.Digest, kind)
+func read[T any](ctx context.Context, s Store, ask listing, img artifact.Image, kind, predicate string) (out []T, bad []*unreadable, err error) {
+	list, err := ask(ctx, img)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read what is attached to %s: %w", name(img), err)
 	}

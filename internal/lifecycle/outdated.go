@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/rebake/rebake/artifact"
 )
@@ -22,12 +23,12 @@ type Outdated struct {
 // a tag is outdated once the tag points elsewhere; from a version, once there is a
 // higher one that is not revoked. Bases that are no images of the store, such as
 // debian:bookworm, never are.
-func ListOutdated(ctx context.Context, s Store, l *Lineage, all bool, used func(artifact.Digest) bool) ([]Outdated, error) {
+func ListOutdated(ctx context.Context, s Store, now time.Time, all bool, used func(artifact.Digest) bool) ([]Outdated, error) {
 	images, err := s.List(ctx, "")
 	if err != nil {
 		return nil, err
 	}
-	o := outdater{store: s, lineage: l, by: map[string][]artifact.Image{}}
+	o := outdater{store: s, lineage: NewLineage(s, now, images...), by: map[string][]artifact.Image{}}
 	for _, img := range images {
 		o.by[img.Name] = append(o.by[img.Name], img)
 	}

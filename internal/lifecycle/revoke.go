@@ -52,8 +52,8 @@ type State struct {
 
 // revocations reads what was said of an image. A record that cannot be understood
 // is an error: it may say that the image is revoked.
-func revocations(ctx context.Context, s Store, img artifact.Image, now time.Time) (State, error) {
-	all, bad, err := read[Revocation](ctx, s, img, RevocationKind, RevocationType)
+func revocations(ctx context.Context, s Store, ask listing, img artifact.Image, now time.Time) (State, error) {
+	all, bad, err := read[Revocation](ctx, s, ask, img, RevocationKind, RevocationType)
 	if err == nil && len(bad) > 0 {
 		err = fmt.Errorf("a revocation or restoration of %s cannot be understood: %w", name(img), bad[0])
 	}
@@ -90,7 +90,7 @@ var ErrNotRevoked = errors.New("is not revoked")
 // ErrNotRevoked if it is not, or only because of what it was made from.
 func Restore(ctx context.Context, s Store, who Author, img artifact.Image, reason string) (Revocation, error) {
 	now := who.Now()
-	st, err := revocations(ctx, s, img, now)
+	st, err := revocations(ctx, s, each(s, RevocationKind), img, now)
 	if err != nil {
 		return Revocation{}, err
 	}
@@ -109,7 +109,7 @@ func Restore(ctx context.Context, s Store, who Author, img artifact.Image, reaso
 // say writes one down, and again if a registry lost it to another at once.
 func say(ctx context.Context, s Store, who Author, img artifact.Image, r Revocation, reason string) (Revocation, error) {
 	for range tries {
-		st, err := revocations(ctx, s, img, who.Now())
+		st, err := revocations(ctx, s, each(s, RevocationKind), img, who.Now())
 		if err != nil {
 			return r, err
 		}
@@ -147,14 +147,20 @@ const maxAncestors = 1000
 // one goroutine, and for a short time: it does not see what changes meanwhile.
 type Lineage struct {
 	store Store
+	ask   listing
 	now   time.Time
 	known map[artifact.Digest]*artifact.Image // nil: not in the store
 	said  map[artifact.Digest]State
 }
 
-// NewLineage asks a store, as of now. Images that are at hand are not read again.
+// NewLineage asks a store, as of now. Images that are at hand are not read again, and
+// the records of all are listed at once.
 func NewLineage(s Store, now time.Time, have ...artifact.Image) *Lineage {
-	l := &Lineage{s, now, map[artifact.Digest]*artifact.Image{}, map[artifact.Digest]State{}}
+	ask := each(s, RevocationKind)
+	if len(have) > 0 {
+		ask = atOnce(s, RevocationKind)
+	}
+	l := &Lineage{s, ask, now, map[artifact.Digest]*artifact.Image{}, map[artifact.Digest]State{}}
 	for i := range have {
 		l.known[have[i].Digest] = &have[i]
 	}
@@ -190,7 +196,7 @@ func (l *Lineage) state(ctx context.Context, img artifact.Image) (State, error) 
 	if st, ok := l.said[img.Digest]; ok {
 		return st, nil
 	}
-	st, err := revocations(ctx, l.store, img, l.now)
+	st, err := revocations(ctx, l.store, l.ask, img, l.now)
 	if err == nil {
 		l.said[img.Digest] = st
 	}
@@ -274,7 +280,7 @@ func Descendants(ctx context.Context, s Store, img artifact.Image) ([]artifact.I
 // Needed is why an image must not be removed without a trace: it is revoked, or
 // will be, and images are there that were made from it and would lose that; "": it may.
 func Needed(ctx context.Context, s Store, now time.Time, img artifact.Image) (string, error) {
-	st, err := revocations(ctx, s, img, now)
+	st, err := revocations(ctx, s, each(s, RevocationKind), img, now)
 	if err != nil || st.Now == nil && st.Next == nil {
 		return "", err
 	}

@@ -186,7 +186,7 @@ func TestOutdated(t *testing.T) {
 		}
 		look := func(all bool) string {
 			t.Helper()
-			list, err := lifecycle.ListOutdated(t.Context(), s, lifecycle.NewLineage(s, began), all, func(d artifact.Digest) bool { return false })
+			list, err := lifecycle.ListOutdated(t.Context(), s, began, all, func(d artifact.Digest) bool { return false })
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -32,6 +32,9 @@ func StoreAttach(t *testing.T, open func(t *testing.T) (s artifact.Store, tamper
 	run("what is no attachment is refused", attachRefused)
 	run("sixteen at once lose nothing", attachMany)
 	s, _ := open(t)
+	if _, ok := s.(artifact.AttachedLister); ok {
+		run("all at once are those of each", attachAll)
+	}
 	if _, ok := s.(artifact.Deleter); ok {
 		run("they go with their image", attachRemoved)
 		run("prune keeps them with their image", attachPruned)
@@ -207,6 +210,31 @@ func attachMany(t *testing.T, s artifact.Store, a artifact.Attacher) {
 	got, err := a.Attached(limit(t), img.Digest, "")
 	if err != nil || len(got) != 17 {
 		t.Errorf("%d are attached, %v; want 17", len(got), err)
+	}
+}
+
+func attachAll(t *testing.T, s artifact.Store, a artifact.Attacher) {
+	images := []artifact.Image{bake(t, s, "web:1", 545), bake(t, s, "web:2", 546), bake(t, s, "web:3", 547)}
+	for i, img := range images[:2] {
+		for _, second := range []int64{3, 1, 2} {
+			attach(t, a, img.Digest, note(second, nil), fmt.Sprint(i, second))
+		}
+		other := note(1, nil)
+		other.Kind = "application/vnd.rebake.test.other.v1+json"
+		attach(t, a, img.Digest, other, "other")
+	}
+	all, err := s.(artifact.AttachedLister).AttachedAll(limit(t), noteKind)
+	if err != nil || len(all) != 2 {
+		t.Errorf("of %d images, %v; want 2", len(all), err)
+	}
+	for _, img := range images {
+		each, err := a.Attached(limit(t), img.Digest, noteKind)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(each, all[img.Digest]); diff != "" {
+			t.Errorf("%s: each, and all: %s", img.Version, diff)
+		}
 	}
 }
 
