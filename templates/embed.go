@@ -38,8 +38,17 @@ func Write(name, dir string) (written []string, err error) {
 	if err != nil {
 		return nil, err
 	}
+	var pairs [][2]string
 	for _, f := range files {
-		path := filepath.Join(dir, filepath.FromSlash(f))
+		pairs = append(pairs, [2]string{f, f})
+	}
+	return writeAll(content, pairs, dir)
+}
+
+// writeAll writes files, each from its first path in fsys to its second below dir.
+func writeAll(fsys fs.FS, files [][2]string, dir string) (written []string, err error) {
+	for _, f := range files {
+		path := filepath.Join(dir, filepath.FromSlash(f[1]))
 		if _, err := os.Lstat(path); err == nil {
 			return nil, fmt.Errorf("%s exists already: remove it or choose another directory with --dir", path)
 		} else if !errors.Is(err, fs.ErrNotExist) {
@@ -55,8 +64,8 @@ func Write(name, dir string) (written []string, err error) {
 		}
 	}()
 	for _, f := range files {
-		path := filepath.Join(dir, filepath.FromSlash(f))
-		data, err := content.ReadFile(f)
+		path := filepath.Join(dir, filepath.FromSlash(f[1]))
+		data, err := fs.ReadFile(fsys, f[0])
 		if err != nil {
 			return written, err
 		}

@@ -99,6 +99,9 @@ func describeUpped(u pipeline.Upped, ifChanged bool) string {
 	case len(k) > 0 && k[0].Changed && len(k[0].Why) > 0:
 		text += "because " + strings.Join(k[0].Why, "; ") + "\n"
 	}
+	if u.Outcome == pipeline.OutcomeHealed {
+		return text + fmt.Sprintf("%d dead instances of fleet %s were started anew, of the same image\n", len(u.Healed), u.Deployment.Fleet)
+	}
 	if u.Outcome == pipeline.OutcomeFrozen {
 		return text + "not deployed: " + u.Held + "\n"
 	}

@@ -18,9 +18,13 @@ import (
 func initCommand() *cli.Command {
 	return &cli.Command{
 		Name: "init", Usage: "write an example template to start from", ArgsUsage: "NAME",
-		Description: help("Writes NAME.yaml and the files it uses into the current directory (or --dir); nothing is\noverwritten. Names: "+strings.Join(templates.Names(), ", ")+".", "rebake init web && rebake up web.yaml"),
-		Flags:       []cli.Flag{&cli.StringFlag{Name: "dir", Usage: "the `DIRECTORY` to write to", Value: "."}},
+		Description: help("Writes NAME.yaml and the files it uses into the current directory (or --dir); nothing is\noverwritten. Names: "+strings.Join(templates.Names(), ", ")+".\n--ci writes a job for every night instead (docs/nightly.md).", "rebake init web && rebake up web.yaml\nrebake init --ci systemd"),
+		Flags: []cli.Flag{&cli.StringFlag{Name: "dir", Usage: "the `DIRECTORY` to write to", Value: "."},
+			&cli.StringFlag{Name: "ci", Usage: "write the files of a job for every night: `" + strings.Join(templates.CIKinds(), ", ") + "`"}},
 		Action: func(c *cli.Context) error {
+			if c.IsSet("ci") {
+				return initCI(c)
+			}
 			name, err := arg(c, "one of "+strings.Join(templates.Names(), ", "))
 			if err != nil {
 				return err
@@ -29,16 +33,38 @@ func initCommand() *cli.Command {
 				return usagef("names: "+strings.Join(templates.Names(), ", "), "there is no template %q", name)
 			}
 			files, err := templates.Write(name, c.String("dir"))
-			if path := (*fs.PathError)(nil); errors.As(err, &path) {
-				return hinted(err, "--dir names another directory")
-			}
 			if err != nil {
-				return usagef("nothing was written", "%v", err)
+				return unwritten(err)
 			}
 			_, err = fmt.Fprintf(c.App.Writer, "wrote %s\nnext: rebake validate %s, then rebake build or rebake up\n", strings.Join(files, "\nwrote "), files[0])
 			return err
 		},
 	}
+}
+
+// initCI writes the files of a nightly job.
+func initCI(c *cli.Context) error {
+	kind := c.String("ci")
+	if c.NArg() > 0 {
+		return usagef("`rebake init NAME` writes a template", "--ci takes no template; got %q", c.Args().First())
+	}
+	if !slices.Contains(templates.CIKinds(), kind) {
+		return usagef("one of "+strings.Join(templates.CIKinds(), ", "), "there are no files for --ci %q", kind)
+	}
+	files, err := templates.WriteCI(kind, c.String("dir"))
+	if err != nil {
+		return unwritten(err)
+	}
+	_, err = fmt.Fprintf(c.App.Writer, "wrote %s\nnext: each says where it goes and what to change in it; docs/nightly.md\n", strings.Join(files, "\nwrote "))
+	return err
+}
+
+// unwritten is the error of a file that could not be written.
+func unwritten(err error) error {
+	if path := (*fs.PathError)(nil); errors.As(err, &path) {
+		return hinted(err, "--dir names another directory")
+	}
+	return usagef("nothing was written", "%v", err)
 }
 
 func schemaCommand() *cli.Command {

@@ -43,6 +43,7 @@ type account struct {
 	changed bool
 	held    string
 	fleet   *fleet.Result
+	healed  []string
 	pruned  []summary.Pruned
 }
 
@@ -117,6 +118,9 @@ func (a *account) upped(u pipeline.Upped) {
 		return
 	}
 	a.outcome, a.changed, a.held = u.Outcome, u.Changed, u.Held
+	for _, r := range u.Healed {
+		a.healed = append(a.healed, r.Instance)
+	}
 	if u.Deployment.ID != "" {
 		a.fleet = &u.Deployment
 	}
@@ -201,7 +205,7 @@ func (a *account) summary(err error) summary.Summary {
 	if a.fleet != nil {
 		s.Deployment = a.deployment(*a.fleet)
 	}
-	s.Pruned = a.pruned
+	s.Pruned, s.Healed = a.pruned, a.healed
 	for i := range s.Builds {
 		a.compare(&s.Builds[i])
 	}

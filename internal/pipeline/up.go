@@ -19,6 +19,7 @@ import (
 // What Up came to.
 const (
 	OutcomeUnchanged  = "unchanged"   // nothing was baked, and the fleet runs the image
+	OutcomeHealed     = "healed"      // the same, but for dead instances, which were started anew
 	OutcomeDeployed   = "deployed"    // the fleet was brought to the image
 	OutcomeFrozen     = "frozen"      // the image is there, and may not be deployed now
 	OutcomeRolledBack = "rolled back" // the fleet runs the image that it ran
@@ -29,10 +30,12 @@ const (
 // Upped is what came of Up. After an error it holds what was done before it.
 type Upped struct {
 	Outcome    string       `json:"outcome"`
-	Changed    bool         `json:"changed"` // an image was baked, or the fleet was brought to another
+	Changed    bool         `json:"changed"` // an image was baked, or the fleet was touched
 	Baked      []Baked      `json:"baked"`
 	Deployment fleet.Result `json:"deployment"`
 	Held       string       `json:"held,omitempty"` // why nothing was deployed: a freeze
+
+	Healed []fleet.Replacement `json:"healed,omitempty"` // instances that were started anew
 }
 
 // Up bakes a template's image and brings its fleet to it. With IfChanged it is a
@@ -42,6 +45,7 @@ type Upped struct {
 //   - ends a deployment that was cut off before it begins;
 //   - bakes nothing while a deployment is paused or blocked: that error comes first;
 //   - takes a freeze for no error: the next run after it deploys;
+//   - starts dead instances of the image anew, and the router, as after a reboot;
 //   - does not deploy an image again, unchanged, that the fleet was taken back
 //     from: ErrRolledBack.
 func Up(ctx context.Context, env Env, tpl *template.Template, bake BakeOptions, deploy DeployOptions) (u Upped, err error) {
@@ -83,6 +87,15 @@ func up(ctx context.Context, env Env, tpl *template.Template, bake BakeOptions, 
 		return u, nil
 	}
 	u.Outcome = OutcomeOf(u.Deployment, err)
+	if bake.IfChanged && u.Outcome == OutcomeUnchanged {
+		if u.Healed, err = mend(ctx, env, tpl.Fleet.Name); err != nil {
+			u.Outcome = OutcomeFailed
+			return u, err
+		}
+		if len(u.Healed) > 0 {
+			u.Outcome, u.Changed = OutcomeHealed, true
+		}
+	}
 	u.Changed = u.Changed || err == nil && !u.Deployment.Unchanged
 	return u, err
 }
@@ -125,6 +138,37 @@ func settle(ctx context.Context, env Env, name string, wait bool) (fleet.Result,
 		err = nil
 	}
 	return res, outcome(err)
+}
+
+// mend starts the router if it is down, and dead and missing instances anew. Those
+// that run are not touched.
+func mend(ctx context.Context, env Env, name string) ([]fleet.Replacement, error) {
+	d, err := Fleet(env, name)
+	if err != nil {
+		return nil, err
+	}
+	st, err := d.Status(ctx)
+	if err != nil || st.Current == nil {
+		return nil, err
+	}
+	alive := 0
+	for _, g := range st.Groups {
+		for _, i := range g.Instances {
+			if g.ID == st.Current.Group && i.Running {
+				alive++
+			}
+		}
+	}
+	switch {
+	case alive < st.Current.Spec.Size:
+		event.Warnf(ctx, "%d of %d instances of fleet %s run: the others are started anew", alive, st.Current.Spec.Size, name)
+	case !st.Router.Up:
+		event.Warnf(ctx, "the router of fleet %s is down: it is started", name)
+	default:
+		return nil, nil
+	}
+	healed, err := d.Heal(ctx)
+	return healed.Replaced, err
 }
 
 // takenBack refuses an image that the fleet was taken back from, by its gates or

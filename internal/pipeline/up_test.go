@@ -256,6 +256,20 @@ func TestADeploymentThatWasCutOffGoesOnBeforeAnythingIsBaked(t *testing.T) {
 	w.gets("unchanged", false, w.plain)
 }
 
+func TestDeadInstancesAreStartedAnew(t *testing.T) {
+	w := newNights(t)
+	w.gets("deployed", true, w.plain)
+	groups, err := w.pool.Groups(t.Context(), "web")
+	if err != nil || !w.pool.Kill(groups[0].Instances[0].ID) {
+		t.Fatal(err)
+	}
+	u := w.gets("healed", true, w.plain)
+	if len(u.Healed) != 1 || u.Healed[0].Instance != groups[0].Instances[0].ID || u.Baked[0].Changed {
+		t.Errorf("%+v", u.Healed)
+	}
+	w.gets("unchanged", false, w.plain)
+}
+
 // reports are those that were told, in short.
 func (w *world) reports() (out []string) {
 	w.mu.Lock()

@@ -37,6 +37,9 @@ func Markdown(s Summary) string {
 			b.WriteString("\n" + table([]string{"Gate", "At", "Verdict", "Detail"}, rows))
 		}
 	}
+	if len(s.Healed) > 0 {
+		fmt.Fprintf(&b, "\n**Dead instances, started anew:** %s\n", md(strings.Join(s.Healed, ", ")))
+	}
 	if len(s.Pruned) > 0 {
 		var rows [][]string
 		for _, p := range s.Pruned {

@@ -27,12 +27,13 @@ type Summary struct {
 	Began      time.Time   `json:"began"`
 	Seconds    float64     `json:"seconds"`
 	Outcome    string      `json:"outcome"`
-	Changed    bool        `json:"changed"` // an image was baked, or a fleet was brought to another
+	Changed    bool        `json:"changed"` // an image was baked, or a fleet was touched
 	Exit       int         `json:"exit"`
 	Error      string      `json:"error,omitempty"`
 	Held       string      `json:"held,omitempty"` // why nothing was deployed
 	Builds     []Build     `json:"builds"`
 	Deployment *Deployment `json:"deployment,omitempty"`
+	Healed     []string    `json:"healed,omitempty"` // dead instances that were started anew
 	Pruned     []Pruned    `json:"pruned,omitempty"`
 	Warnings   []string    `json:"warnings,omitempty"` // the first of them
 }

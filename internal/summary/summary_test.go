@@ -71,7 +71,7 @@ func refused() Summary {
 func runs() map[string]Summary {
 	return map[string]Summary{
 		"night": night(), "refused": refused(),
-		"unchanged": {Version: Form, Rebake: "1.2.0", Command: "up", Templates: []string{"web.yaml"}, Host: "deploy1", Began: at, Seconds: 4, Outcome: "unchanged",
+		"healed": {Version: Form, Rebake: "1.2.0", Command: "up", Templates: []string{"web.yaml"}, Host: "deploy1", Began: at, Seconds: 4, Outcome: "healed", Changed: true, Healed: []string{"web-blue-1", "web-blue-3"},
 			Builds:     []Build{{Build: event.Build{Image: "web", Build: "qemu", Outcome: event.Unchanged, Version: "20261127.1", Why: []string{"looked at the base debian:bookworm, 4 steps with 3 local files, the seal and 6 tests"}}}},
 			Deployment: &Deployment{Fleet: "web", ID: "01", Image: "web:20261127.1", Digest: "sha256:00", Serving: "web:20261127.1", Verdict: "unchanged", Instances: 3}},
 		"invalid": {Version: Form, Command: "build", Templates: []string{"web.yaml"}, Began: at, Outcome: "failed", Exit: 2, Error: "web.yaml:3:1: unknown key \"provison\""},

@@ -34,6 +34,9 @@ func Text(s Summary) string {
 			b.WriteString(ui.Table(rows))
 		}
 	}
+	if len(s.Healed) > 0 {
+		fmt.Fprintf(&b, "\nSTARTED ANEW  %s\n", ui.Clean(strings.Join(s.Healed, ", ")))
+	}
 	for i, p := range s.Pruned {
 		if i == 0 {
 			b.WriteString("\nREMOVED IMAGES\n")
