@@ -39,6 +39,21 @@ func (e Env) CheckBase(ctx context.Context, img artifact.Image) error {
 	return fmt.Errorf("the base %s is %w: %s", imageName(img), lifecycle.ErrRevoked, why)
 }
 
+// withdrawn says of an image that is revoked, or of which nobody can tell, why it is
+// the result of no build; "" if it may be.
+func (e Env) withdrawn(ctx context.Context, img artifact.Image) string {
+	if _, err := lifecycle.In(e.Store); err != nil || e.AllowRevoked {
+		return ""
+	}
+	switch why, err := e.Revoked(ctx, img); {
+	case err != nil:
+		return fmt.Sprintf("cannot tell whether %s of the same inputs is revoked: %v", imageName(img), err)
+	case why != "":
+		return fmt.Sprintf("%s of the same inputs is revoked: %s", imageName(img), why)
+	}
+	return ""
+}
+
 // warnRevoked says that an image which is about to run is revoked, where no rule
 // refuses it. That it cannot be told is said too, and stops nothing.
 func (e Env) warnRevoked(ctx context.Context, img artifact.Image) {

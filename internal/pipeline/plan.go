@@ -55,6 +55,7 @@ type bake struct {
 	inputs  artifact.Digest // of all that decides the image; "" while that cannot be told
 	current *artifact.Image // an image of the same inputs
 	stale   *artifact.Image // one that is too old; nil if there is none, or current
+	revoked string          // one that is revoked, and why; "" likewise
 
 	base       artifact.Inputs    // of the machine as it boots
 	tests      []string           // as they enter the image's inputs
@@ -145,7 +146,7 @@ func newBake(ctx context.Context, env Env, tpl *template.Template, b template.Bu
 
 // choose picks the version and looks for an image of the same inputs.
 func (k *bake) choose(ctx context.Context) error {
-	k.inputs, k.current, k.stale = k.imageInputs(), nil, nil
+	k.inputs, k.current, k.stale, k.revoked = k.imageInputs(), nil, nil, ""
 	var images []artifact.Image
 	if l, ok := k.env.Store.(artifact.Lister); ok {
 		var err error
@@ -156,11 +157,14 @@ func (k *bake) choose(ctx context.Context) error {
 	var versions []string
 	for i, img := range images {
 		versions = append(versions, img.Version)
-		fresh := k.fresh(img)
-		if same := k.inputs != "" && img.Lineage.InputsDigest == k.inputs; same && fresh && k.current == nil {
-			k.current = &images[i]
-		} else if same && !fresh && k.stale == nil {
+		switch same := k.inputs != "" && img.Lineage.InputsDigest == k.inputs; {
+		case !same || k.current != nil:
+		case !k.fresh(img):
 			k.stale = &images[i]
+		default:
+			if k.revoked = k.env.withdrawn(ctx, img); k.revoked == "" {
+				k.current = &images[i]
+			}
 		}
 	}
 	if k.again() {

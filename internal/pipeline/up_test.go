@@ -14,6 +14,7 @@ import (
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/internal/event"
+	"github.com/rebake/rebake/internal/lifecycle"
 	"github.com/rebake/rebake/internal/pipeline"
 	"github.com/rebake/rebake/test/fake"
 )
@@ -252,6 +253,24 @@ func TestADeploymentThatWasCutOffGoesOnBeforeAnythingIsBaked(t *testing.T) {
 	}
 	if u := w.gets("deployed", true, w.plain); u.Baked[0].Changed || u.Deployment.ID == "" || w.runs() != "2026.2" {
 		t.Errorf("%+v; the fleet runs %s", u, w.runs())
+	}
+	w.gets("unchanged", false, w.plain)
+}
+
+func TestARevokedImageIsNoResult(t *testing.T) {
+	w := newNights(t)
+	first := w.gets("deployed", true, w.plain)
+	store, err := lifecycle.In(w.env.Store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	who := lifecycle.Author{By: "ops", Now: w.time.now}
+	if _, err := lifecycle.Revoke(t.Context(), store, who, first.Baked[0].Image, time.Time{}, "a key is in it"); err != nil {
+		t.Fatal(err)
+	}
+	u := w.gets("deployed", true, w.plain)
+	if why := fmt.Sprint(u.Baked[0].Why); !strings.Contains(why, "web:2026.1 of the same inputs is revoked: ") || !strings.Contains(why, "a key is in it") || w.runs() != "2026.2" {
+		t.Errorf("baked for %s; the fleet runs %s", why, w.runs())
 	}
 	w.gets("unchanged", false, w.plain)
 }
