@@ -14,6 +14,7 @@ import (
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/builder"
 	"github.com/rebake/rebake/internal/event"
+	"github.com/rebake/rebake/internal/inventory"
 	"github.com/rebake/rebake/internal/lifecycle"
 	"github.com/rebake/rebake/internal/template"
 	"github.com/rebake/rebake/test/fake"
@@ -71,6 +72,37 @@ func TestAnImageKnowsAllThatItWasMadeFrom(t *testing.T) {
 	}
 	if want := []string{"app:1", "base:1", "debian:bookworm"}; !slices.Equal(refs, want) || lineage.Ancestors[2].Digest != debian {
 		t.Errorf("%v, want %v", lineage.Ancestors, want)
+	}
+}
+
+func TestAPromotionKeepsWhatChanged(t *testing.T) {
+	s := new(fake.Store)
+	env := Env{Store: s}
+	one, two, mute := image(t, s, "web", "1", artifact.Lineage{}), image(t, s, "web", "2", artifact.Lineage{}), image(t, s, "web", "3", artifact.Lineage{})
+	for img, openssl := range map[*artifact.Image]string{&one: "3.0.15-1", &two: "3.0.16-1"} {
+		b, err := inventory.Encode(&inventory.Inventory{Format: 1, OS: map[string]string{"ID": "debian"}, Packages: []inventory.Package{
+			{Manager: "dpkg", Name: "openssl", Version: openssl, Arch: "amd64"}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Attach(t.Context(), img.Digest, artifact.Attachment{Kind: inventory.Kind, Media: inventory.Media, Created: time.Unix(1, 0)}, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, img := range []artifact.Image{one, two, mute} {
+		if _, err := lifecycle.Promote(t.Context(), s, lifecycle.Me(), img, "stable", "x", env.Changes); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h, err := lifecycle.History(t.Context(), s, "web", "stable")
+	if err != nil || len(h.Entries) != 3 || h.Entries[2].Changes != nil {
+		t.Fatalf("%+v, %v", h, err)
+	}
+	if c := h.Entries[1].Changes; !strings.Contains(c.Summary, "packages: 1 up") || !strings.Contains(string(c.Detail), "3.0.16-1") {
+		t.Errorf("%s %s", c.Summary, c.Detail)
+	}
+	if c := h.Entries[0].Changes; !strings.Contains(c.Summary, "unknown: web:3: it carries no inventory") || c.Detail != nil {
+		t.Errorf("%s %s", c.Summary, c.Detail)
 	}
 }
 
