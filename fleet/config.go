@@ -40,6 +40,8 @@ type Config struct {
 	Freeze     []Window        `json:"freeze,omitempty"`
 	Require    json.RawMessage `json:"require,omitempty"` // of an image; for the pipeline alone to read
 	Tests      json.RawMessage `json:"tests,omitempty"`   // of the test gate; for the pipeline alone to read
+
+	KeepPrevious int `json:"keep_previous,omitempty"` // images before the current one that are kept for a rollback; 0: one
 }
 
 // Save writes fleet.json in dir, all or nothing.
@@ -71,6 +73,32 @@ func LoadConfig(dir string) (Config, error) {
 		return c, fmt.Errorf("read the fleet's record %s: %w", filepath.Join(dir, configName), err)
 	}
 	return c, nil
+}
+
+// Previous is how many images before the current one are kept for a rollback.
+func (c Config) Previous() int { return max(1, c.KeepPrevious) }
+
+// Orphans lists the directories under root that have a journal and no fleet.json:
+// what is left of a fleet whose record was lost, or whose end was cut off.
+func Orphans(root string) ([]string, error) {
+	dirs, err := os.ReadDir(root)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list the fleets: %w", err)
+	}
+	var out []string
+	for _, d := range dirs {
+		j, err := os.Lstat(filepath.Join(root, d.Name(), journalName))
+		if err == nil && j.Size() > 0 { // an empty one is of a fleet that is being made
+			_, err = os.Lstat(filepath.Join(root, d.Name(), configName))
+			if errors.Is(err, fs.ErrNotExist) {
+				out = append(out, filepath.Join(root, d.Name()))
+			}
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+			return nil, fmt.Errorf("list the fleets: %w", err)
+		}
+	}
+	return out, nil
 }
 
 // Names lists the fleets under root: the directories with a fleet.json, readable

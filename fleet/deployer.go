@@ -39,6 +39,7 @@ type Deployer struct {
 	// and what it says in a word or two. nil: nobody is.
 	Recorded func(kind, what string)
 	Admit    Admit         // what an image must have; nil: nothing
+	Hold     Hold          // keeps the image until the plan names it; nil: nobody removes images
 	Ask      Ask           // the gates that are not judged from counters; nil: there are none
 	Notify   Notify        // nil: nobody is told
 	Poll     time.Duration // between looks; default 50ms
@@ -303,7 +304,7 @@ func (s *session) start(ctx context.Context, req Request, rollback bool) (Result
 	if _, id := forecast(s.Config.Name, p.Old, req, 0); req.Approve != "" && req.Approve != id {
 		return Result{}, fmt.Errorf("%w: %s was, and it is %s now; look at it again with `rebake deploy TEMPLATE --plan`", ErrNotApproved, req.Approve, id)
 	}
-	if err := s.append(ctx, kindPlan, p); err != nil {
+	if err := s.held(ctx, p.New.Spec.Image, func() error { return s.append(ctx, kindPlan, p) }); err != nil {
 		return Result{}, err
 	}
 	r := begin(p, s.now())

@@ -164,31 +164,6 @@ func (h History) Proven(version string) *Release {
 	return nil
 }
 
-// Previous is the newest proven release of another image than the current one,
-// and none that a rollback went away from; or nil.
-func (h History) Previous() *Release {
-	cur := h.Current()
-	if cur == nil {
-		return nil
-	}
-	bad := map[artifact.Digest]bool{}
-	for _, r := range h {
-		if r.Rollback && r.Old != nil {
-			bad[r.Old.Spec.Image.Digest] = true
-		}
-		if r.State.Proven() {
-			delete(bad, r.New.Spec.Image.Digest)
-		}
-	}
-	for i := len(h) - 1; i >= 0; i-- {
-		d := h[i].New.Spec.Image.Digest
-		if h[i].State.Proven() && d != cur.Spec.Image.Digest && !bad[d] {
-			return &h[i].New
-		}
-	}
-	return nil
-}
-
 // Waits is the error of a deployment that a person has to decide about, paused or
 // blocked; nil if none has.
 func (h History) Waits() error {
@@ -216,28 +191,4 @@ func (h History) TakenBack(d artifact.Digest) *Record {
 		}
 	}
 	return nil
-}
-
-// Images lists the images that the fleet needs: those that run or may have to
-// (current, kept, unfinished) and the one that rollback would go to.
-func (h History) Images() []artifact.Image {
-	var out []artifact.Image
-	add := func(r *Release) {
-		if r == nil {
-			return
-		}
-		for _, have := range out {
-			if have.Digest == r.Spec.Image.Digest {
-				return
-			}
-		}
-		out = append(out, r.Spec.Image)
-	}
-	add(h.Current())
-	if l := h.Last(); l != nil && !l.State.Finished() {
-		add(&l.New)
-		add(l.Old)
-	}
-	add(h.Previous())
-	return out
 }

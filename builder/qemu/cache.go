@@ -111,8 +111,9 @@ func removeAll(paths ...string) error {
 	return errors.Join(errs...)
 }
 
-// Contents lists what the bases of the cache are in the store: to be kept there
-// for as long as the base is, or every build on it would store it again.
+// Contents lists what the store must keep for the cache and for builds: what cached
+// bases are there, or every build on one would store it again, and the images that
+// a build is on, whose chunks the new image inherits.
 func Contents(d state.Dir) ([]artifact.Digest, error) {
 	notes, err := filepath.Glob(filepath.Join(d.Bases(), "*.raw.content"))
 	if err != nil {
@@ -131,5 +132,12 @@ func Contents(d state.Dir) ([]artifact.Digest, error) {
 			out = append(out, c)
 		}
 	}
-	return out, nil
+	used, err := filepath.Glob(filepath.Join(d.Disks(), "*.raw"+useEnd))
+	for _, u := range used {
+		c := artifact.Digest("sha256:" + strings.TrimSuffix(filepath.Base(u), ".raw"+useEnd))
+		if c.Validate() == nil && held(u) {
+			out = append(out, c)
+		}
+	}
+	return out, err
 }

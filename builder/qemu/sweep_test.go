@@ -107,3 +107,34 @@ func TestTheNoteOfABaseThatIsGoneKeepsNothing(t *testing.T) {
 		t.Errorf("%v, %v", got, err)
 	}
 }
+
+// The image that a build is on is kept in the store while it is.
+func TestTheImageOfARunningBuildIsKept(t *testing.T) {
+	d := state.Dir(t.TempDir())
+	held, idle := strings.Repeat("a", 64), strings.Repeat("b", 64)
+	b := &Builder{deps: Deps{State: d}}
+	for _, hex := range []string{held, idle} {
+		if err := os.MkdirAll(d.Disks(), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(d.Disks(), hex+".raw")
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if ok, err := b.useBase("build-"+hex, path); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+	}
+	if err := b.letGo("build-" + idle); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Contents(d); err != nil || len(got) != 1 || got[0].Hex() != held {
+		t.Errorf("%v, %v", got, err)
+	}
+	if err := b.letGo("build-" + held); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Contents(d); err != nil || len(got) != 0 {
+		t.Errorf("afterwards: %v, %v", got, err)
+	}
+}

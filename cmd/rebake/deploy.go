@@ -34,7 +34,8 @@ func upCommand() *cli.Command {
 		Description: help("`rebake build` and `rebake deploy` in one: bakes unless an image of the same inputs younger than\n--max-age is there, then brings the fleet to it. Ends with one line that says what happened.\nFor a job every night: --if-changed (docs/nightly.md).",
 			"rebake up web.yaml --var release=2026-11-24\nrebake up web.yaml --if-changed --summary night.md --junit night.xml", deployStatuses...),
 		Flags: append(append(append(append(templateFlags(), bakeFlags()...), deployFlags()...), summaryFlags()...),
-			&cli.BoolFlag{Name: "if-changed", Usage: "for a job every night: bake nothing if an image of the same inputs is there under any version, deploy nothing if the fleet runs it or a freeze says not now, be the only one, and say in one line what was looked at"}),
+			&cli.BoolFlag{Name: "if-changed", Usage: "for a job every night: bake nothing if an image of the same inputs is there under any version, deploy nothing if the fleet runs it or a freeze says not now, be the only one, and say in one line what was looked at"},
+			&cli.BoolFlag{Name: "prune", Usage: "then remove the images that retention: of the template does not keep"}),
 		Action: summarised(func(s *session) error {
 			tpl, err := s.loadArg()
 			if err != nil {
@@ -47,12 +48,23 @@ func upCommand() *cli.Command {
 			if tpl.Fleet == nil {
 				return usagef("add a fleet: block (`rebake docs fleet`), or use `rebake build`", "%s has no fleet to bring up", tpl.Path)
 			}
+			if s.c.Bool("prune") && tpl.Retention == nil {
+				return noRetention(tpl)
+			}
 			u, err := pipeline.Up(s.ctx, s.Env, tpl, opts, s.deployOptions())
 			s.account.upped(u)
 			if err != nil && u.Deployment.ID == "" || err != nil && !decided(err) {
 				return err
 			}
-			return errors.Join(err, s.result(u, describeUpped(u, opts.IfChanged)))
+			text := describeUpped(u, opts.IfChanged)
+			if err != nil || !s.c.Bool("prune") || u.Outcome == pipeline.OutcomeFrozen {
+				return errors.Join(err, s.result(u, text))
+			}
+			done, lines, err := s.pruneAfter(tpl)
+			return errors.Join(err, s.result(struct {
+				pipeline.Upped
+				Pruned *pruned `json:"pruned"`
+			}{u, done}, text+lines))
 		}),
 	}
 }

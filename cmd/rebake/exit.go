@@ -92,6 +92,8 @@ func hint(err error) string {
 		return "give the image what it lacks, or say why that does not count: --override-policy REASON"
 	case errors.Is(err, lifecycle.ErrRevoked):
 		return "`rebake images ls` shows which are not; --allow-revoked builds from it all the same"
+	case errors.As(err, new(*artifact.RemovedError)):
+		return "`rebake images show` says what is known of it, `rebake images ls` what the store has"
 	case errors.Is(err, artifact.ErrNotFound):
 		return "`rebake images ls` lists what the store has"
 	case errors.Is(err, artifact.ErrExists):

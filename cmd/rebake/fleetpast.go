@@ -152,7 +152,11 @@ func describeWhy(w pipeline.Why) string {
 			line("from", "%s %s (a base, or an image that is not in the store)", p.Ref, p.Digest)
 			continue
 		}
-		line("from", "%s %s", imageName(*p.Image), p.Image.Digest)
+		state := ""
+		if !p.Removed.IsZero() {
+			state = " (removed on " + clock(p.Removed) + ")"
+		}
+		line("from", "%s %s%s", imageName(*p.Image), p.Image.Digest, state)
 		describeBake(line, *p.Image)
 	}
 	return ui.Table(rows)

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/artifact/export"
@@ -25,9 +24,10 @@ func imagesCommand() *cli.Command {
 		Name: "images", Usage: "what the store holds: ls, show, tag, outdated, rm, export, verify, prune",
 		Subcommands: []*cli.Command{
 			{Name: "ls", Usage: "list images, newest first", ArgsUsage: "[NAME]",
-				Description: help("Lists every image, or those of one name. A tag with * is a channel (`rebake channel history`).", "rebake images ls web"), Action: with(imagesLs)},
-			{Name: "show", Usage: "everything known about an image", ArgsUsage: "REF",
-				Description: help("Prints version, digest, lineage and test results of name:version, name:tag or name@digest.", "rebake images show web:latest"), Action: with(imagesShow)},
+				Flags:       []cli.Flag{&cli.BoolFlag{Name: "removed", Usage: "those that were removed: when, and why"}},
+				Description: help("Lists every image, or those of one name. A tag with * is a channel (`rebake channel history`).", "rebake images ls web\nrebake images ls --removed"), Action: with(imagesLs)},
+			{Name: "show", Aliases: []string{"inspect"}, Usage: "everything known about an image", ArgsUsage: "REF",
+				Description: help("Prints version, digest, lineage and test results of name:version, name:tag or name@digest; of an\nimage that was removed also when and why.", "rebake images show web:latest"), Action: with(imagesShow)},
 			{Name: "tag", Usage: "point a moving tag at an image", ArgsUsage: "REF TAG",
 				Description: help("The same as `rebake tag`.", "rebake images tag web:20261124.1 nightly"), Action: with(imagesTag)},
 			{Name: "outdated", Usage: "list images that were made from an older base than they would be today",
@@ -36,16 +36,15 @@ func imagesCommand() *cli.Command {
 				Description: help("An image that was made from a tag or channel (from: {image: base:stable}) is outdated once that points\nelsewhere; one that was made from a version, once the base has a higher one that is not revoked; and so is\nwhat was made from an outdated image. Bases that are no images of the store are not looked at.",
 					"rebake images outdated\nrebake --output json images outdated --fail-on-outdated"), Action: with(imagesOutdated)},
 			{Name: "rm", Usage: "remove an image, or only a moving tag", ArgsUsage: "REF",
-				Description: help("name:version removes the image with its tags, name:tag only the tag. An image that a fleet\nruns or can go back to is refused. `rebake images prune` frees the space.", "rebake images rm web:20261101.1"), Action: with(imagesRm)},
+				Flags:       []cli.Flag{&cli.StringFlag{Name: "reason", Usage: "why, to be kept", Value: "by hand"}, &cli.BoolFlag{Name: "forget", Usage: "keep nothing of it: its version is free again"}},
+				Description: help("name:version removes the image with its tags, name:tag only the tag. An image that a fleet\nruns or can go back to is refused. What is known of it stays (`rebake images ls --removed`), and its\nversion is not used again. `rebake images prune` frees the space.", "rebake images rm web:20261101.1 --reason \"a key is in it\""), Action: with(imagesRm)},
 			{Name: "export", Usage: "write an image as a bootable disk file", ArgsUsage: "REF FILE",
 				Flags: append([]cli.Flag{&cli.StringFlag{Name: "format", Usage: "`" + strings.Join(export.Formats, ", ") + "`", Value: "qcow2"}, &cli.BoolFlag{Name: "force", Usage: "replace FILE if it exists"},
 					&cli.StringFlag{Name: "provider", Usage: "of a vagrant box: `libvirt` or qemu; one box serves both"}}, boxFlags()...),
 				Description: help("The file boots by itself, in plain QEMU or under libvirt. vmdk and vhd are for other hypervisors;\ncontainerdisk is a tar of an OCI image for KubeVirt, vagrant a box (docs/formats.md, docs/vagrant.md).", "rebake images export web:latest web.qcow2\nqemu-system-x86_64 -m 512 -nographic web.qcow2"), Action: with(imagesExport)},
 			{Name: "verify", Usage: "re-hash everything that images need", ArgsUsage: "[REF]",
 				Description: help("Reads every chunk and compares it with its digest; without REF, of all images.", "rebake images verify"), Action: with(imagesVerify)},
-			{Name: "prune", Usage: "free the space of what no image needs",
-				Flags:       []cli.Flag{&cli.DurationFlag{Name: "grace", Usage: "leave alone what is younger than `DURATION`", Value: 24 * time.Hour}},
-				Description: help("Deletes chunks that no image needs. What fleets and caches use stays.", "rebake images prune --grace 1h"), Action: with(imagesPrune)},
+			imagesPruneCommand(),
 		},
 	}
 }
@@ -80,6 +79,9 @@ func imagesLs(s *session) error {
 	st, err := s.local()
 	if err != nil {
 		return err
+	}
+	if s.c.Bool("removed") {
+		return lsRemoved(s)
 	}
 	images, err := st.List(s.ctx, s.c.Args().First())
 	if err != nil {
@@ -135,6 +137,10 @@ func imagesShow(s *session) error {
 		return err
 	}
 	_, img, err := s.resolve(name)
+	gone := (*artifact.RemovedError)(nil)
+	if errors.As(err, &gone) {
+		img, err = gone.Removed.Image, nil
+	}
 	if err != nil {
 		return err
 	}
@@ -145,6 +151,10 @@ func imagesShow(s *session) error {
 	text, err := render(showTemplate, shown[0])
 	if err != nil {
 		return err
+	}
+	if gone != nil {
+		r := gone.Removed
+		return s.result(shownRemoved{shown[0], r.At, r.Why}, fmt.Sprintf("removed   %s: %s\n", minute(r.At), r.Why)+text)
 	}
 	return s.result(shown[0], text)
 }
@@ -188,18 +198,21 @@ func imagesRm(s *session) error {
 	if err != nil {
 		return err
 	}
-	if ref.Tag == "" || ref.Tag == img.Version || ref.Digest != "" {
-		if who, err := pipeline.UsedBy(s.Env, img.Digest); err != nil || who != "" {
-			if err != nil {
-				return fmt.Errorf("cannot tell whether a fleet uses it, so it stays: %w", err)
-			}
-			return hinted(fmt.Errorf("%s:%s: %w by fleet %s", img.Name, img.Version, artifact.ErrInUse, who), "deploy another image first, or `rebake fleet destroy %s`", who)
-		}
-	}
-	if err := s.keepRevoked(ref, img); err != nil {
+	why, err := s.reason()
+	if err != nil {
 		return err
 	}
-	if err := st.Remove(s.ctx, ref); err != nil {
+	if ref.Digest == "" && ref.Tag != img.Version {
+		err = st.Remove(s.ctx, ref)
+	} else if s.c.Bool("forget") {
+		err = s.keepRevoked(ref, img)
+	}
+	if err == nil && (ref.Digest != "" || ref.Tag == img.Version) {
+		err = pipeline.Remove(s.ctx, s.Env, img, why, s.c.Bool("forget"))
+	}
+	if used := (*pipeline.UsedError)(nil); errors.As(err, &used) {
+		return hinted(err, "deploy another image first, or `rebake fleet destroy %s`", used.Fleet)
+	} else if err != nil {
 		return err
 	}
 	return s.result(map[string]string{"removed": name}, "removed "+name)
@@ -280,23 +293,4 @@ func imagesVerify(s *session) error {
 		return hinted(errors.Join(errs...), "the store is damaged: bake or pull %s again", strings.Join(bad, ", "))
 	}
 	return s.result(map[string]int{"verified": len(images)}, fmt.Sprintf("%d images verified", len(images)))
-}
-
-func imagesPrune(s *session) error {
-	st, err := s.local()
-	if err != nil {
-		return err
-	}
-	if grace := s.c.Duration("grace"); grace < 0 {
-		return usagef("0 deletes what is not needed at once", "--grace %s is below zero", grace)
-	}
-	keep, err := pipeline.Needed(s.Env)
-	if err != nil {
-		return fmt.Errorf("cannot tell what is in use, so nothing was deleted: %w", err)
-	}
-	freed, err := st.Prune(s.ctx, s.c.Duration("grace"), keep)
-	if err != nil {
-		return err
-	}
-	return s.result(map[string]int64{"freed": freed}, ui.Size(freed)+" freed")
 }

@@ -168,9 +168,9 @@ func at(v any, path []string) (any, bool) {
 
 func home(ts *testscript.TestScript) state.Dir { return state.Dir(ts.Getenv("REBAKE_HOME")) }
 
-// scriptMkimage [-from REF] NAME VERSION SIZE [TAG…] [as=TEMPLATE] stores an image as
-// the pipeline does: chunks first, then the version, then the tags. The disk is the
-// same for the same NAME and SIZE, the inputs are those of the template.
+// scriptMkimage [-from REF] NAME VERSION SIZE [TAG | as=TEMPLATE | age=DURATION | retention=JSON]…
+// stores an image as the pipeline does: chunks first, then the version, then the tags.
+// The disk is the same for the same NAME and SIZE, the inputs are those of the template.
 func scriptMkimage(ts *testscript.TestScript, neg bool, args []string) {
 	from := ""
 	if len(args) > 1 && args[0] == "-from" {
@@ -197,9 +197,20 @@ func scriptMkimage(ts *testscript.TestScript, neg bool, args []string) {
 	content, added, err := s.Write(ctx, d, nil)
 	ts.Check(err)
 	lineage := artifact.Lineage{Template: args[0], Parent: "debian:bookworm", BuildID: "01script", Builder: "qemu", Rebake: "dev"}
-	tags := args[3:]
-	if n := len(tags); n > 0 && strings.HasPrefix(tags[n-1], "as=") {
-		lineage.InputsDigest, tags = inputsOf(ts, strings.TrimPrefix(tags[n-1], "as=")), tags[:n-1]
+	made, labels, tags := time.Now().UTC().Truncate(time.Second), map[string]string(nil), []string{artifact.Latest}
+	for _, a := range args[3:] {
+		switch key, value, _ := strings.Cut(a, "="); key {
+		case "as":
+			lineage.InputsDigest = inputsOf(ts, value)
+		case "age":
+			age, err := time.ParseDuration(value)
+			ts.Check(err)
+			made = made.Add(-age)
+		case "retention":
+			labels = map[string]string{"dev.rebake.retention": value}
+		default:
+			tags = append(tags, a)
+		}
 	}
 	if from != "" {
 		ref, err := artifact.ParseRef(from)
@@ -210,13 +221,13 @@ func scriptMkimage(ts *testscript.TestScript, neg bool, args []string) {
 		lineage.Ancestors = append([]artifact.Ancestor{{Ref: base.Lineage.Parent, Digest: base.Lineage.ParentDigest}}, base.Lineage.Ancestors...)
 	}
 	img, err := s.Register(ctx, artifact.Image{
-		Name: args[0], Version: args[1], Content: content, StoredNew: added, DiskSize: size,
-		Created: time.Now().UTC().Truncate(time.Second), Arch: "amd64", Firmware: "bios", Seed: "credentials", User: "root",
+		Name: args[0], Version: args[1], Content: content, StoredNew: added, DiskSize: size, Labels: labels,
+		Created: made, Arch: "amd64", Firmware: "bios", Seed: "credentials", User: "root",
 		Lineage: lineage,
 		Tests:   []artifact.TestResult{{Name: "service nginx", Passed: true, Seconds: 0.1}},
 	})
 	ts.Check(err)
-	for _, tag := range append([]string{artifact.Latest}, tags...) {
+	for _, tag := range tags {
 		ts.Check(s.Tag(ctx, img.Name, tag, img.Digest))
 	}
 }

@@ -193,7 +193,7 @@ func (k *bake) register(ctx context.Context, id string, r *rig, got chunks, test
 	img := artifact.Image{
 		Name: k.tpl.Name, Version: k.version, Content: got.content, Created: k.env.now(),
 		Arch: base.Arch, Firmware: base.Firmware, Seed: base.Seed, User: base.User,
-		DiskSize: got.size, StoredNew: got.added, Labels: k.tpl.Labels, Tests: tests,
+		DiskSize: got.size, StoredNew: got.added, Labels: k.labels(), Tests: tests,
 		Lineage: artifact.Lineage{
 			Template: k.tpl.Name, TemplateDigest: k.tpl.Digest, InputsDigest: k.inputs,
 			Parent: base.Ref, ParentDigest: base.Digest, GitCommit: commit, GitDirty: len(changed) > 0,

@@ -5,14 +5,16 @@ import (
 	"errors"
 
 	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/internal/cache"
 	"github.com/rebake/rebake/internal/event"
 )
 
 // Cached lists what is kept to save time. It fails rather than call something
-// unused that a fleet may need.
+// unused that a fleet may need. Of the images that a fleet could go back to only
+// the one before is in use here: the disks of others are made again from the store.
 func Cached(env Env) ([]cache.Entry, error) {
-	keep, err := InUse(env)
+	keep, err := inUse(env, func(fleet.Config) int { return 1 })
 	if err != nil {
 		return nil, err
 	}

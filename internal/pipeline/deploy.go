@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -136,6 +135,9 @@ func fleetConfig(tpl *template.Template) (fleet.Config, error) {
 		Policy: fleet.Policy{Port: h.Port, KeepOld: f.Deploy.KeepOld, Within: h.Within, Refuse: h.Refuse,
 			Drain: f.Deploy.Drain, OnFailure: f.Deploy.OnFailure},
 	}
+	if tpl.Retention != nil {
+		cfg.KeepPrevious = tpl.Retention.KeepPrevious
+	}
 	p := &cfg.Policy
 	p.Strategy, p.Roll = f.Deploy.Strategy, fleet.Roll{MaxSurge: f.Deploy.MaxSurge, MaxUnavailable: f.Deploy.MaxUnavailable, Batch: f.Deploy.Batch}
 	p.MinHealthy, p.Quarantine, p.MaxHold, p.OnInconclusive = f.Deploy.MinHealthy, f.Deploy.Quarantine, f.Deploy.MaxHold, f.Deploy.OnInconclusive
@@ -225,6 +227,7 @@ func deployer(env Env, cfg fleet.Config) (*fleet.Deployer, error) {
 	}
 	d := &fleet.Deployer{Dir: env.State.Fleet(cfg.Name), Config: cfg, Pool: pool, Router: router}
 	d.Ask = askFor(cfg, pool, func() ([]namedCheck, error) { return keptTests(env, cfg.Tests) })
+	d.Hold = env.hold
 	if d.Admit, err = admission(env, cfg, pool); err != nil {
 		return nil, err
 	}
@@ -336,42 +339,6 @@ func TendAll(ctx context.Context, env Env) ([]Removed, error) {
 		}
 	}
 	return gone, errors.Join(errs...)
-}
-
-// InUse lists the content that fleets run, keep or could go back to.
-func InUse(env Env) ([]artifact.Digest, error) {
-	var in []artifact.Digest
-	err := eachImage(env, func(_ string, img artifact.Image) { in = append(in, img.Content) })
-	return in, err
-}
-
-// UsedBy names a fleet that needs the image, or "".
-func UsedBy(env Env, d artifact.Digest) (string, error) {
-	var user string
-	err := eachImage(env, func(name string, img artifact.Image) {
-		if img.Digest == d {
-			user = name
-		}
-	})
-	return user, err
-}
-
-func eachImage(env Env, f func(fleetName string, img artifact.Image)) error {
-	names, err := FleetNames(env)
-	if err != nil {
-		return err
-	}
-	slices.Sort(names)
-	for _, n := range names {
-		h, err := fleet.ReadHistory(env.State.Fleet(n))
-		if err != nil {
-			return fmt.Errorf("fleet %s: %w", n, err)
-		}
-		for _, img := range h.Images() {
-			f(n, img)
-		}
-	}
-	return nil
 }
 
 // Console is the optional power of a pool to show an instance's serial console.

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/internal/event"
 	"github.com/rebake/rebake/internal/lifecycle"
 )
@@ -143,5 +144,12 @@ func (e Env) Changes(ctx context.Context, from, to artifact.Image) lifecycle.Cha
 // Used are the images, by digest, that fleets run, keep or could go back to.
 func Used(env Env) (map[artifact.Digest]bool, error) {
 	used := map[artifact.Digest]bool{}
-	return used, eachImage(env, func(_ string, img artifact.Image) { used[img.Digest] = true })
+	return used, eachFleet(env, func(cfg fleet.Config, needs []fleet.Need) error {
+		for _, n := range needs {
+			if n.Back <= cfg.Previous() {
+				used[n.Image.Digest] = true
+			}
+		}
+		return nil
+	})
 }

@@ -154,7 +154,14 @@ func (k *bake) choose(ctx context.Context) error {
 			return err
 		}
 	}
+	removed, err := k.env.removed(ctx, k.tpl.Name)
+	if err != nil {
+		return err
+	}
 	var versions []string
+	for _, r := range removed {
+		versions = append(versions, r.Version)
+	}
 	for i, img := range images {
 		versions = append(versions, img.Version)
 		switch same := k.inputs != "" && img.Lineage.InputsDigest == k.inputs; {
@@ -190,6 +197,11 @@ func (k *bake) choose(ctx context.Context) error {
 			return nil
 		}
 		return fmt.Errorf("%s:%s: %w", k.tpl.Name, k.version, artifact.ErrExists)
+	}
+	for _, r := range removed {
+		if r.Version == k.version {
+			return fmt.Errorf("%w: %w, and a version is not used again", artifact.ErrExists, &artifact.RemovedError{Removed: r})
+		}
 	}
 	if k.current != nil && k.current.Version != k.version {
 		k.current = nil // a release was asked for by name
@@ -235,6 +247,13 @@ func (k *bake) another(ctx context.Context) error {
 		for _, img := range images {
 			taken = append(taken, img.Version)
 		}
+	}
+	removed, err := k.env.removed(ctx, k.tpl.Name)
+	if err != nil {
+		return err
+	}
+	for _, r := range removed {
+		taken = append(taken, r.Version)
 	}
 	was := k.version
 	k.version = artifact.NextSerial(taken, k.env.now())

@@ -33,7 +33,9 @@ type Why struct {
 type Parent struct {
 	Ref    string          `json:"ref"` // name:version, or a base's key
 	Digest artifact.Digest `json:"digest,omitempty"`
-	Image  *artifact.Image `json:"image,omitempty"` // nil: a base, or not in the store any more
+	Image  *artifact.Image `json:"image,omitempty"` // nil: a base, or one that the store knows nothing of
+
+	Removed time.Time `json:"removed,omitzero"` // when its disk was; zero: it is there
 }
 
 // Explain finds an instance among all fleets, also one that is gone if a
@@ -131,16 +133,19 @@ const mostParents = 64
 
 // lineage follows the image through the store, from what the journal knows of it.
 func (w *Why) lineage(ctx context.Context, store artifact.Store) error {
-	have, err := inStore(ctx, store, w.Image.Name, w.Image.Digest)
+	have, gone, err := inStore(ctx, store, w.Image.Name, w.Image.Digest)
 	if err != nil {
 		return err
 	}
-	w.InStore = have != nil
+	w.InStore = have != nil && gone == nil
 	for l := w.Image.Lineage; l.Parent != "" && len(w.Parents) < mostParents; {
 		p := Parent{Ref: l.Parent, Digest: l.ParentDigest}
 		if ref, err := artifact.ParseRef(l.Parent); err == nil && l.ParentDigest != "" {
-			if p.Image, err = inStore(ctx, store, ref.Name, l.ParentDigest); err != nil {
+			if p.Image, gone, err = inStore(ctx, store, ref.Name, l.ParentDigest); err != nil {
 				return err
+			}
+			if gone != nil {
+				p.Removed = gone.At
 			}
 		}
 		if w.Parents = append(w.Parents, p); p.Image == nil {
@@ -151,14 +156,15 @@ func (w *Why) lineage(ctx context.Context, store artifact.Store) error {
 	return nil
 }
 
-// inStore is the image of that digest, or nil.
-func inStore(ctx context.Context, store artifact.Store, name string, d artifact.Digest) (*artifact.Image, error) {
-	img, err := store.Resolve(ctx, artifact.Ref{Name: name, Digest: d})
+// inStore is what the store knows of the image of that digest, or nil; gone is not
+// nil if its disk was removed.
+func inStore(ctx context.Context, store artifact.Store, name string, d artifact.Digest) (img *artifact.Image, gone *artifact.Removed, err error) {
+	known, gone, err := artifact.Known(ctx, store, artifact.Ref{Name: name, Digest: d})
 	switch {
 	case errors.Is(err, artifact.ErrNotFound):
-		return nil, nil
+		return nil, nil, nil
 	case err != nil:
-		return nil, err
+		return nil, nil, err
 	}
-	return &img, nil
+	return &known, gone, nil
 }

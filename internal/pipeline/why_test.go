@@ -78,6 +78,15 @@ func TestExplainFollowsAnInstanceToItsBase(t *testing.T) {
 	if p := gone.Parents; len(p) != 2 || p[0].Image == nil || p[0].Image.Lineage.GitCommit != "beef" || p[1].Ref != "debian:bookworm" || p[1].Image != nil {
 		t.Errorf("parents %+v", p)
 	}
+	for _, img := range []artifact.Image{web, base} { // what was removed is still known
+		if err := store.Retire(t.Context(), img, "old", time.Unix(1e9, 0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gone, err = Explain(t.Context(), env, ids[0])
+	if p := gone.Parents; err != nil || gone.InStore || len(p) != 2 || p[0].Image == nil || !p[0].Removed.Equal(time.Unix(1e9, 0)) || p[1].Ref != "debian:bookworm" || !p[1].Removed.IsZero() {
+		t.Errorf("after the images were removed: %+v, %v", gone, err)
+	}
 	live, err := Explain(t.Context(), env, ids[3]) // of web-eu, not of a fleet web
 	if err != nil || live.Gone || !live.Running || live.Fleet != "web-eu" || live.Image.Digest != next.Digest || len(live.Parents) != 1 || live.Parents[0].Image != nil {
 		t.Errorf("%+v %v", live, err)

@@ -75,6 +75,9 @@ func (d Dir) Fleet(name string) string { return filepath.Join(d.Fleets(), name) 
 // Up is the lock of whoever brings a fleet up only if something changed.
 func (d Dir) Up(fleet string) string { return filepath.Join(string(d), "locks", "up-"+fleet+".lock") }
 
+// ImagesLock is held shared by who begins to use an image, and alone by who removes images.
+func (d Dir) ImagesLock() string { return filepath.Join(string(d), "images.lock") }
+
 // Keys holds signing keys: NAME.key and NAME.pub.
 func (d Dir) Keys() string { return filepath.Join(string(d), "keys") }
 

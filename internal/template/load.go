@@ -68,6 +68,11 @@ func load(s *source, dir string, o Options) (*Template, error) {
 	if err := l.words(root, doc); err != nil {
 		return nil, err
 	}
+	if e := root.get("retention"); e != nil {
+		if t.Retention, err = doc.Retention.read(Block{n: e.value, src: s, line: e.line, column: e.column}); err != nil {
+			return nil, err
+		}
+	}
 	if o.Version != "" {
 		if err := l.version(t, o.Version); err != nil {
 			return nil, err

@@ -8,25 +8,27 @@ import (
 	"time"
 
 	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/internal/retain"
 )
 
 // Template is a file that was read, its variables set and its expressions evaluated.
 type Template struct {
-	Path    string // as given
-	Dir     string // absolute; relative paths in the template start here
-	Digest  artifact.Digest
-	Name    string
-	Version string   // of the image, "" means a date serial
-	Tagged  bool     // the version was made from git.tag
-	Tags    []string // moving tags to point at a new image
-	Labels  map[string]string
-	Builds  []Build // in file order
-	Steps   []Step  // provision:
-	Tests   []Step  // test:
-	Seal    Seal
-	Fleet   *Fleet   // nil: no fleet
-	Sign    string   // name or path of the key that signs; "": nobody does
-	Secrets []string // values of sensitive variables, for the redactor
+	Path      string // as given
+	Dir       string // absolute; relative paths in the template start here
+	Digest    artifact.Digest
+	Name      string
+	Version   string   // of the image, "" means a date serial
+	Tagged    bool     // the version was made from git.tag
+	Tags      []string // moving tags to point at a new image
+	Labels    map[string]string
+	Builds    []Build // in file order
+	Steps     []Step  // provision:
+	Tests     []Step  // test:
+	Seal      Seal
+	Fleet     *Fleet        // nil: no fleet
+	Retention *retain.Rules // of the images of this name; nil: nothing is removed
+	Sign      string        // name or path of the key that signs; "": nobody does
+	Secrets   []string      // values of sensitive variables, for the redactor
 
 	Variables map[string]string // by name, as they were set; sensitive ones are not in it
 	Sensitive []string          // names of those

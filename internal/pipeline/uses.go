@@ -1,0 +1,156 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/gofrs/flock"
+	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/fleet"
+	"github.com/rebake/rebake/internal/event"
+	"github.com/rebake/rebake/internal/retain"
+)
+
+// InUse lists the content that fleets run, keep or could go back to.
+func InUse(env Env) ([]artifact.Digest, error) { return inUse(env, fleet.Config.Previous) }
+
+func inUse(env Env, previous func(fleet.Config) int) ([]artifact.Digest, error) {
+	var in []artifact.Digest
+	err := eachFleet(env, func(cfg fleet.Config, needs []fleet.Need) error {
+		for _, n := range needs {
+			if n.Back <= previous(cfg) {
+				in = append(in, n.Image.Content)
+			}
+		}
+		return nil
+	})
+	return in, err
+}
+
+// UsedBy names a fleet that needs the image, or "".
+func UsedBy(env Env, d artifact.Digest) (string, error) {
+	var user string
+	err := eachFleet(env, func(cfg fleet.Config, needs []fleet.Need) error {
+		for _, n := range needs {
+			if n.Image.Digest == d && n.Back <= cfg.Previous() {
+				user = cfg.Name
+			}
+		}
+		return nil
+	})
+	return user, err
+}
+
+// eachFleet tells of every fleet which images it needs or once ran to the end. It
+// fails if a fleet's record or journal cannot be read, also of one that lost its record.
+func eachFleet(env Env, f func(fleet.Config, []fleet.Need) error) error {
+	lost, err := fleet.Orphans(env.State.Fleets())
+	if err != nil {
+		return err
+	}
+	if len(lost) > 0 {
+		return fmt.Errorf("%s has a journal and no fleet.json: what that fleet runs cannot be told (if it is gone, remove the directory)", lost[0])
+	}
+	names, err := FleetNames(env)
+	if err != nil {
+		return err
+	}
+	slices.Sort(names)
+	for _, n := range names {
+		dir := env.State.Fleet(n)
+		cfg, err := fleet.LoadConfig(dir)
+		if errors.Is(err, fleet.ErrNoFleet) { // destroyed this moment
+			continue
+		}
+		var h fleet.History
+		if err == nil {
+			h, err = fleet.ReadHistory(dir)
+		}
+		if err == nil {
+			err = f(cfg, h.Needs())
+		}
+		if err != nil {
+			return fmt.Errorf("fleet %s: %w", n, err)
+		}
+	}
+	return nil
+}
+
+// uses are all reasons for which images must stay: what fleets say of themselves,
+// what their pools have, what builds stand on. rules may let fleets go back further
+// than their records say.
+func (e Env) uses(ctx context.Context, rules map[string]retain.Rules) ([]retain.Use, error) {
+	var out []retain.Use
+	err := eachFleet(e, func(cfg fleet.Config, needs []fleet.Need) error {
+		for _, n := range needs {
+			if n.Back <= max(cfg.Previous(), rules[n.Image.Name].KeepPrevious) {
+				out = append(out, retain.Use{Image: n.Image.Digest, Why: "fleet " + cfg.Name + " " + n.Why})
+			}
+		}
+		if e.Backends.Pool == nil {
+			return nil
+		}
+		pool, err := e.Backends.Pool(e, cfg.Name, cfg.PoolKind, cfg.Pool)
+		if err != nil {
+			return err
+		}
+		groups, err := pool.Groups(ctx, cfg.Name)
+		if err != nil {
+			return fmt.Errorf("list its instances: %w", err)
+		}
+		for _, g := range groups {
+			out = append(out, retain.Use{Image: g.Image, Why: "fleet " + cfg.Name + " has instances of it"})
+		}
+		return nil
+	})
+	if err != nil || e.Backends.Contents == nil {
+		return out, err
+	}
+	contents, err := e.Backends.Contents(e)
+	for _, c := range contents {
+		out = append(out, retain.Use{Content: c, Why: "a build stands on its disk, or will"})
+	}
+	return out, err
+}
+
+// hold is fleet.Hold: no image is removed between the look whether this one is
+// there and the journal's plan that names it.
+func (e Env) hold(ctx context.Context, img artifact.Image) (func() error, error) {
+	l, err := e.lockImages(ctx, true)
+	if err != nil {
+		return nil, err
+	}
+	_, err = e.Store.Resolve(ctx, artifact.Ref{Name: img.Name, Digest: img.Digest})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%s cannot be deployed: %w", imageName(img), err), l.Close())
+	}
+	return l.Close, nil
+}
+
+// lockImages takes the lock that stands between those who begin to use images
+// (shared) and those who remove them.
+func (e Env) lockImages(ctx context.Context, shared bool) (*flock.Flock, error) {
+	path := e.State.ImagesLock()
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	l := flock.New(path, flock.SetPermissions(0o600), flock.SetFlag(os.O_CREATE|os.O_RDWR))
+	try, wait := l.TryLock, l.TryLockContext
+	if shared {
+		try, wait = l.TryRLock, l.TryRLockContext
+	}
+	ok, err := try()
+	if err == nil && !ok {
+		event.Waiting(ctx, "another rebake that %s", map[bool]string{true: "removes images", false: "begins a deployment or removes images"}[shared])
+		_, err = wait(ctx, 10*time.Millisecond)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("lock the images: %w", err), l.Close())
+	}
+	return l, nil
+}
