@@ -129,7 +129,7 @@ func TestEveryCommandLineOfTheNightlyFilesIsUnderstood(t *testing.T) {
 	if lines < 20 {
 		t.Errorf("only %d lines were found: the test is blind", lines)
 	}
-	for _, bad := range []string{"rebake up web.yaml --if-change", "rebake pul x", "rebake up web.yaml --junit", "rebake images prune now"} {
+	for _, bad := range []string{"rebake up web.yaml --if-change", "rebake pul x", "rebake up web.yaml --junit", "rebake gc now"} {
 		if ran, err := parses(t.Context(), strings.Fields(bad)); err == nil {
 			t.Errorf("%q is understood, as %s", bad, ran)
 		}

@@ -176,7 +176,7 @@ func (s *session) prune(o pipeline.Retention, plan pipeline.Retained, grace time
 	var b strings.Builder
 	for _, r := range gone {
 		res.Removed = append(res.Removed, r)
-		fmt.Fprintf(&b, "removed %s: %s\n", imageName(r.Image), strings.TrimPrefix(r.Why, "retention: "))
+		fmt.Fprintf(&b, "removed %s: %s\n", imageName(r.Image), strings.TrimPrefix(r.Why, pipeline.ByRetention))
 	}
 	if s.ctx.Err() != nil {
 		return b.String(), err
@@ -197,6 +197,7 @@ func (s *session) pruneAfter(tpl *template.Template) (res *pruned, lines string,
 		r := resultOf(plan)
 		res = &r
 		lines, err = s.prune(o, plan, 24*time.Hour, res)
+		s.account.removed(res.Removed)
 	}
 	if err != nil {
 		err = errors.Join(pipeline.ErrLeftovers, err)

@@ -112,6 +112,15 @@ func (a *account) told() bool {
 	return false
 }
 
+// removed takes in which images went. The nil account forgets it.
+func (a *account) removed(gone []artifact.Removed) {
+	for _, r := range gone {
+		if a != nil {
+			a.pruned = append(a.pruned, summary.Pruned{Image: imageName(r.Image), Why: strings.TrimPrefix(r.Why, pipeline.ByRetention)})
+		}
+	}
+}
+
 // upped and ended take in what came of the work. The nil account forgets it.
 func (a *account) upped(u pipeline.Upped) {
 	if a == nil {

@@ -18,6 +18,9 @@ import (
 // rulesLabel is the label of an image that holds the rules of its name, as JSON.
 const rulesLabel = "dev.rebake.retention"
 
+// ByRetention begins the reason of each removal by rules.
+const ByRetention = "retention: "
+
 // ErrCannotRemove is a store that has no way to remove images.
 var ErrCannotRemove = errors.New("the store cannot remove images")
 
@@ -224,7 +227,7 @@ func (e Env) removeSome(ctx context.Context, o Retention, todo []retain.Decision
 			event.Infof(ctx, "%s stays after all: %s", imageName(d.Image), d.Why)
 			continue
 		}
-		r, rerr := e.retire(ctx, d.Image, "retention: "+d.Why)
+		r, rerr := e.retire(ctx, d.Image, ByRetention+d.Why)
 		switch {
 		case errors.Is(rerr, artifact.ErrInUse):
 			event.Infof(ctx, "%s stays after all: %v", imageName(d.Image), rerr)
