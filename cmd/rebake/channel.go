@@ -165,7 +165,7 @@ func channelLs(s *session) error {
 			}
 			why, err := l.Revoked(s.ctx, img)
 			if err != nil {
-				return err
+				why = "perhaps: " + err.Error()
 			}
 			if why != "" {
 				state = strings.TrimPrefix(state+"; revoked: "+why, "; ")

@@ -17,7 +17,7 @@ import (
 type shownImage struct {
 	artifact.Image
 	Channels []string `json:"channels,omitempty"` // those of its tags that have a history
-	Revoked  string   `json:"revoked,omitempty"`  // why
+	Revoked  string   `json:"revoked,omitempty"`  // why; or why it cannot be told
 }
 
 // life tells of each image which channels hold it and whether it is revoked.
@@ -34,8 +34,8 @@ func (s *session) life(images []artifact.Image) ([]shownImage, error) {
 	channels := map[string]map[string]bool{} // by name
 	for _, img := range images {
 		one := shownImage{Image: img}
-		if one.Revoked, err = l.Revoked(s.ctx, img); err != nil {
-			return nil, err
+		if one.Revoked, err = l.Revoked(s.ctx, img); err != nil { // one record that is rubbish hides no image
+			one.Revoked = "perhaps: " + err.Error()
 		}
 		if len(img.Tags) > 0 && channels[img.Name] == nil {
 			all, err := lifecycle.Channels(s.ctx, st, img.Name)

@@ -115,18 +115,18 @@ func history(ctx context.Context, s Store, of, channel string, all past) (Past, 
 	if img != nil {
 		out.Holds = &Held{img.Version, img.Digest}
 	}
-	seen := map[artifact.Digest]bool{}
+	seen := map[string]bool{}
 	for i, p := range all.list {
-		e := Entry{Promotion: p, Back: seen[p.To.Digest], Gone: all.gone[p.To.Digest]}
-		seen[p.To.Digest] = true
+		e := Entry{Promotion: p, Back: seen[p.To.Version], Gone: all.gone[p.To.Digest]}
+		seen[p.To.Version] = true
 		switch {
 		case i > 0 && all.list[i-1].Serial == p.Serial:
 			e.Note = "at the same time as the one before"
 		case i == 0 && p.Serial > 1, i > 0 && p.Serial > all.list[i-1].Serial+1:
 			e.Note = "those before went with their images"
-		case i == 0 && p.From != nil && p.From.Digest != p.To.Digest:
+		case i == 0 && p.From != nil && p.From.Version != p.To.Version:
 			e.Note = "the tag was there before the channel"
-		case i > 0 && (p.From == nil || p.From.Digest != all.list[i-1].To.Digest):
+		case i > 0 && (p.From == nil || p.From.Version != all.list[i-1].To.Version):
 			e.Note = "the tag had been moved by other means, or the promotion before was cut off"
 		}
 		out.Entries = append(out.Entries, e)
@@ -138,7 +138,7 @@ func history(ctx context.Context, s Store, of, channel string, all past) (Past, 
 		out.Moved = "the tag is gone, with the image that it pointed at"
 	case out.Holds == nil:
 		out.Moved = "the tag is gone"
-	case out.Holds.Digest != last.To.Digest:
+	case out.Holds.Version != last.To.Version: // not the digest: each architecture has its own
 		out.Moved = fmt.Sprintf("the tag points at %s: it was moved by other means, or the last promotion was cut off", out.Holds.Version)
 	}
 	return out, nil

@@ -193,6 +193,9 @@ func (k *bake) choose(ctx context.Context) error {
 			continue
 		}
 		if k.inputs != "" && img.Lineage.InputsDigest == k.inputs && !k.again() {
+			if why := k.env.withdrawn(ctx, img); why != "" {
+				return fmt.Errorf("%s: %w", why, artifact.ErrExists)
+			}
 			k.current = &img
 			return nil
 		}
