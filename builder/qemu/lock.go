@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -36,6 +37,21 @@ func tryLock(path string, shared bool) (*flock.Flock, error) {
 		}
 		if err := l.Close(); err != nil {
 			return nil, err
+		}
+	}
+}
+
+// waitLock takes a lock once nobody stands in the way.
+func waitLock(ctx context.Context, path string, shared bool) (*flock.Flock, error) {
+	for {
+		l, err := tryLock(path, shared)
+		if l != nil || err != nil {
+			return l, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(20 * time.Millisecond):
 		}
 	}
 }

@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"github.com/rebake/rebake/artifact"
@@ -55,6 +56,18 @@ func (s *stored) prepare(ctx context.Context) (base, error) {
 	b := base{path: filepath.Join(s.deps.State.Disks(), img.Content.Hex()+".raw"), content: img.Content, Base: builder.Base{
 		Ref: img.Name + ":" + img.Version, Digest: img.Digest, Arch: img.Arch, Firmware: img.Firmware, Seed: img.Seed,
 		User: orElse(s.cfg.SSH.User, img.User), DiskSize: img.DiskSize}}
+	// While its disk is fetched the image is in use, as it is once a machine stands on it.
+	if err := os.MkdirAll(s.deps.State.Disks(), 0o700); err != nil {
+		return base{}, err
+	}
+	l, err := waitLock(ctx, b.path+useEnd, true)
+	if err != nil {
+		return base{}, err
+	}
+	defer l.Close()
+	if _, err := s.deps.Store.Resolve(ctx, artifact.Ref{Name: img.Name, Digest: img.Digest}); err != nil { // it went before the lock
+		return base{}, fmt.Errorf("from.image: %w", err)
+	}
 	return b, once(ctx, b.path, func(tmp string) error {
 		return s.deps.Store.Fetch(ctx, img.Content, tmp, event.Progressing(ctx))
 	})

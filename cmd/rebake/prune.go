@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/internal/event"
 	"github.com/rebake/rebake/internal/pipeline"
 	"github.com/rebake/rebake/internal/retain"
 	"github.com/rebake/rebake/internal/template"
@@ -106,6 +107,9 @@ func (s *session) planRetention(o pipeline.Retention) (pipeline.Retained, error)
 	plan, err := pipeline.PlanRetention(s.ctx, s.Env, o)
 	if err != nil {
 		return plan, hinted(fmt.Errorf("cannot tell what is in use, so nothing was removed: %w", err), "mend what cannot be read, or put it back from a copy, then prune again")
+	}
+	if _, ok := s.Store.(artifact.Retirer); !ok && len(plan.Removals()) > 0 {
+		event.Warnf(s.ctx, "this store keeps nothing of what is removed, and may refuse to remove; fleets of other machines are not seen: what they run needs a tag")
 	}
 	if o.Name != "" && len(plan.Plan) == 0 {
 		return plan, hinted(fmt.Errorf("no image of the name %s: %w", o.Name, artifact.ErrNotFound), "`rebake images ls` lists the names")

@@ -5,7 +5,6 @@ import (
 	"errors"
 
 	"github.com/rebake/rebake/artifact"
-	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/internal/cache"
 	"github.com/rebake/rebake/internal/event"
 )
@@ -14,17 +13,19 @@ import (
 // unused that a fleet may need. Of the images that a fleet could go back to only
 // the one before is in use here: the disks of others are made again from the store.
 func Cached(env Env) ([]cache.Entry, error) {
-	keep, err := inUse(env, func(fleet.Config) int { return 1 })
+	keep, err := inUse(env, 1)
 	if err != nil {
 		return nil, err
 	}
 	return env.Backends.Cached(env, keep)
 }
 
-// Needed lists the contents that the store must keep: what fleets run or could
-// go back to, and what cached bases are.
+// Needed lists the contents that the store must keep besides those of its images:
+// what fleets run, are deploying or keep, and what cached bases and builds are on.
+// What a fleet could go back to is not among them: it is an image of the store, or
+// was removed, and then nothing needs its chunks.
 func Needed(env Env) ([]artifact.Digest, error) {
-	keep, err := InUse(env)
+	keep, err := inUse(env, 0)
 	if err != nil || env.Backends.Contents == nil {
 		return keep, err
 	}

@@ -218,6 +218,7 @@ func (e Env) removeSome(ctx context.Context, o Retention, todo []retain.Decision
 	for _, d := range plan.Plan {
 		now[d.Image.Digest] = d
 	}
+	_, remembers := e.Store.(artifact.Retirer)
 	for began := time.Now(); n < len(todo) && ctx.Err() == nil && (n == 0 || time.Since(began) < longest); n++ {
 		d, there := now[todo[n].Image.Digest]
 		if !there { // another one removed it
@@ -232,6 +233,8 @@ func (e Env) removeSome(ctx context.Context, o Retention, todo []retain.Decision
 		case errors.Is(rerr, artifact.ErrInUse):
 			event.Infof(ctx, "%s stays after all: %v", imageName(d.Image), rerr)
 		case errors.Is(rerr, artifact.ErrNotFound):
+		case rerr != nil && !remembers: // a registry that refuses one refuses all
+			return 0, gone, errors.Join(err, rerr)
 		case rerr != nil:
 			err = errors.Join(err, rerr)
 		default:

@@ -391,3 +391,91 @@ func TestADeploymentWaitsForARemoval(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// After a rollback a fleet could go back to an image that was removed when it was not
+// the one before: that must not stop the space of others from being freed.
+func TestARollbackToBeforeAnImageThatIsGone(t *testing.T) {
+	s := newShelf(t)
+	d := s.fleet("web")
+	var images []artifact.Image
+	for i := range 3 {
+		if err := os.WriteFile(s.disk, fmt.Append(nil, "disk ", i), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		images = append(images, s.put(time.Duration(3-i)*time.Hour))
+		if err := deployTo(t.Context(), d, images[i]); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Tend(t.Context(), true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if gone, err := Retain(t.Context(), s.env, newest, s.plan(1)); err != nil || len(gone) != 1 || gone[0].Digest != images[0].Digest {
+		t.Fatalf("%v, %v", gone, err)
+	}
+	for range 2 { // once more with the rollback done
+		if freed, err := Free(t.Context(), s.env, 0); err != nil {
+			t.Fatal(freed, err)
+		}
+		if _, err := d.Rollback(t.Context(), "by hand"); err == nil {
+			err = d.Tend(t.Context(), true)
+			if err != nil {
+				t.Fatal(err)
+			}
+		} else if gone := (*artifact.RemovedError)(nil); !errors.As(err, &gone) || gone.Removed.Version != "1" {
+			t.Errorf("rolled back to an image that is gone: %v", err)
+		}
+	}
+	if !s.there(images[1]) {
+		t.Error("what it runs is gone")
+	}
+}
+
+// registryLike is a store that remembers nothing of what it removes.
+type registryLike struct {
+	artifact.Store
+	artifact.Lister
+	artifact.Deleter
+}
+
+// refusing is one whose registry does not delete.
+type refusing struct {
+	artifact.Deleter
+	asked int
+}
+
+func (r *refusing) Remove(context.Context, artifact.Ref) error {
+	r.asked++
+	return errors.New("405: the registry does not delete")
+}
+
+func TestAStoreThatRemembersNothing(t *testing.T) {
+	s := newShelf(t)
+	var old []artifact.Image
+	for i := range 3 {
+		old = append(old, s.put(time.Duration(3-i)*time.Hour))
+	}
+	s.put(0)
+	whole := s.env.Store.(*oci.Store)
+	no := &refusing{Deleter: whole}
+	s.env.Store = registryLike{whole, whole, no}
+	gone, err := Retain(t.Context(), s.env, newest, s.plan(3))
+	if err == nil || !strings.Contains(err.Error(), "405") || len(gone) != 0 || no.asked != 1 {
+		t.Errorf("%d went, asked %d times, %v", len(gone), no.asked, err)
+	}
+	s.env.Store = registryLike{whole, whole, whole}
+	if gone, err := Retain(t.Context(), s.env, newest, s.plan(3)); err != nil || len(gone) != 3 || s.there(old[0]) {
+		t.Errorf("%d went, %v", len(gone), err)
+	}
+	s.env.Store = struct {
+		artifact.Store
+		artifact.Lister
+	}{whole, whole}
+	s.put(time.Hour)
+	if _, err := Retain(t.Context(), s.env, newest, s.plan(1)); !errors.Is(err, ErrCannotRemove) {
+		t.Errorf("a store that removes nothing: %v", err)
+	}
+	if _, err := Free(t.Context(), s.env, 0); !errors.Is(err, ErrCannotRemove) {
+		t.Errorf("a store that frees nothing: %v", err)
+	}
+}

@@ -37,7 +37,7 @@ func TestADamagedFleetHidesNoOther(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(w.env.State.Fleet("bad"), "journal.jsonl"), []byte("damaged\nlines\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := pipeline.InUse(w.env); err == nil {
+	if _, err := pipeline.Needed(w.env); err == nil {
 		t.Error("what a damaged journal needs is taken as not needed")
 	}
 }

@@ -16,14 +16,12 @@ import (
 	"github.com/rebake/rebake/internal/retain"
 )
 
-// InUse lists the content that fleets run, keep or could go back to.
-func InUse(env Env) ([]artifact.Digest, error) { return inUse(env, fleet.Config.Previous) }
-
-func inUse(env Env, previous func(fleet.Config) int) ([]artifact.Digest, error) {
+// inUse lists the content that fleets run, keep, or could go back to: so many of the latter.
+func inUse(env Env, back int) ([]artifact.Digest, error) {
 	var in []artifact.Digest
-	err := eachFleet(env, func(cfg fleet.Config, needs []fleet.Need) error {
+	err := eachFleet(env, func(_ fleet.Config, needs []fleet.Need) error {
 		for _, n := range needs {
-			if n.Back <= previous(cfg) {
+			if n.Back <= back {
 				in = append(in, n.Image.Content)
 			}
 		}
