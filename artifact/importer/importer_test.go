@@ -298,14 +298,15 @@ func TestFirmware(t *testing.T) {
 	}
 }
 
-// FuzzQcow2 spoils a file of qemu-img's: it is refused, or what is read of it is
-// within its size and without a panic.
+// FuzzQcow2 spoils two words of a file of qemu-img's: it is refused, or what is
+// read of it is within its size and without a panic.
 func FuzzQcow2(f *testing.F) {
 	dir := f.TempDir()
 	raw := filepath.Join(dir, "raw")
 	if err := os.WriteFile(raw, bytes.Repeat([]byte("rebake "), 3000), 0o600); err != nil {
 		f.Fatal(err)
 	}
+	var good [][]byte
 	for i, opts := range []string{"cluster_size=512", "cluster_size=4k", "cluster_size=4k,compression_type=zstd"} {
 		path := filepath.Join(dir, fmt.Sprint(i))
 		args := []string{"convert", "-f", "raw", "-O", "qcow2", "-o", opts}
@@ -319,13 +320,16 @@ func FuzzQcow2(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(b, uint32(24), uint64(1<<20))
+		good = append(good, b)
+		l1 := binary.BigEndian.Uint64(b[40:])
+		f.Add(uint8(i), uint16(24), uint64(1<<20), uint16(l1), uint64(1<<63|4096))
+		f.Add(uint8(i), uint16(l1), uint64(1<<62), uint16(72), uint64(8))
 	}
-	f.Fuzz(func(t *testing.T, b []byte, at uint32, v uint64) {
+	f.Fuzz(func(t *testing.T, which uint8, at uint16, v uint64, at2 uint16, v2 uint64) {
+		b := bytes.Clone(good[int(which)%len(good)])
+		binary.BigEndian.PutUint64(b[int(at)%(len(b)-8):], v)
+		binary.BigEndian.PutUint64(b[int(at2)%(len(b)-8):], v2)
 		path := filepath.Join(t.TempDir(), "disk")
-		if len(b) > 8 {
-			binary.BigEndian.PutUint64(b[int(at)%(len(b)-8):], v)
-		}
 		if err := os.WriteFile(path, b, 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/artifact/export"
+	"github.com/rebake/rebake/internal/lifecycle"
 	"github.com/rebake/rebake/internal/vagrant"
 	"github.com/urfave/cli/v2"
 )
@@ -21,7 +22,7 @@ func vagrantCommand() *cli.Command {
 		Subcommands: []*cli.Command{
 			{Name: "publish", Usage: "put boxes of images into a directory and its catalog", ArgsUsage: "REF… DIR",
 				Description: help("Writes DIR/NAME.json and a box of each image below DIR/NAME. `vagrant box add` takes them by name, version\nand checksum. A version that is there stays; one with other content is refused (docs/vagrant.md).",
-					"rebake vagrant publish web:1.4.0 boxes\nvagrant box add boxes/web.json --box-version '~> 1.4'"),
+					"rebake vagrant publish web:1.4.0 boxes\nvagrant box add boxes/web.json --box-version '~> 1.4'", "7 an image is revoked"),
 				Flags:  append([]cli.Flag{&cli.StringFlag{Name: "url-base", Usage: "where clients will find DIR, for example `https://boxes.example.com`; default: its file URL"}}, boxFlags()...),
 				Action: with(vagrantPublish)},
 		},
@@ -91,6 +92,13 @@ func vagrantPublish(s *session) error {
 		_, img, err := s.resolve(ref)
 		if err != nil {
 			return err
+		}
+		why, err := s.Revoked(s.ctx, img)
+		if err != nil {
+			return err
+		}
+		if why != "" {
+			return hinted(fmt.Errorf("%s:%s cannot be published: it is %w: %s", img.Name, img.Version, lifecycle.ErrRevoked, why), "`rebake images ls %s` shows which versions are not", img.Name)
 		}
 		images = append(images, img)
 	}
