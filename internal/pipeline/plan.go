@@ -55,7 +55,7 @@ type bake struct {
 	inputs  artifact.Digest // of all that decides the image; "" while that cannot be told
 	current *artifact.Image // an image of the same inputs
 	stale   *artifact.Image // one that is too old; nil if there is none, or current
-	revoked string          // one that is revoked, and why; "" likewise
+	unfit   string          // why one that is neither is no result; "" likewise
 
 	base       artifact.Inputs    // of the machine as it boots
 	tests      []string           // as they enter the image's inputs
@@ -146,7 +146,7 @@ func newBake(ctx context.Context, env Env, tpl *template.Template, b template.Bu
 
 // choose picks the version and looks for an image of the same inputs.
 func (k *bake) choose(ctx context.Context) error {
-	k.inputs, k.current, k.stale, k.revoked = k.imageInputs(), nil, nil, ""
+	k.inputs, k.current, k.stale, k.unfit = k.imageInputs(), nil, nil, ""
 	var images []artifact.Image
 	if l, ok := k.env.Store.(artifact.Lister); ok {
 		var err error
@@ -169,7 +169,10 @@ func (k *bake) choose(ctx context.Context) error {
 		case !k.fresh(img):
 			k.stale = &images[i]
 		default:
-			if k.revoked = k.env.withdrawn(ctx, img); k.revoked == "" {
+			if k.unfit = k.env.withdrawn(ctx, img); k.unfit == "" && k.opts.IfChanged && !k.opts.SkipTest && len(img.Tests) == 0 {
+				k.unfit = imageName(img) + " of the same inputs was not tested (--skip-test)"
+			}
+			if k.unfit == "" {
 				k.current = &images[i]
 			}
 		}

@@ -70,8 +70,8 @@ func (k *bake) needed() []string {
 		return append(slices.Clone(k.reasons[:mostReasons]), fmt.Sprintf("and %d steps more", len(k.reasons)-mostReasons))
 	case len(k.reasons) > 0:
 		return k.reasons
-	case k.revoked != "":
-		return []string{k.revoked}
+	case k.unfit != "":
+		return []string{k.unfit}
 	case k.stale != nil:
 		return []string{fmt.Sprintf("%s of the same inputs is from %s, which is too old", imageName(*k.stale), k.stale.Created.Local().Format("2006-01-02 15:04"))}
 	}

@@ -275,6 +275,22 @@ func TestARevokedImageIsNoResult(t *testing.T) {
 	w.gets("unchanged", false, w.plain)
 }
 
+func TestAnUntestedImageIsNoResultForWhoTests(t *testing.T) {
+	w := newNights(t)
+	w.night = 1
+	w.one(w.plain(), quick)
+	for _, want := range []bool{true, false} {
+		w.night++
+		b, err := w.bake(w.plain(), pipeline.BakeOptions{IfChanged: true})
+		if err != nil || b[0].Changed != want {
+			t.Fatalf("%+v, %v", b, err)
+		}
+		if why := fmt.Sprint(b[0].Why); want && why != "[web:2026.1 of the same inputs was not tested (--skip-test)]" {
+			t.Error(why)
+		}
+	}
+}
+
 func TestDeadInstancesAreStartedAnew(t *testing.T) {
 	w := newNights(t)
 	w.gets("deployed", true, w.plain)

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net"
 	"net/http"
@@ -106,7 +107,39 @@ func TestUpSwapsUnderLoadRefusesABrokenImageAndRollsBack(t *testing.T) {
 		t.Errorf("fleet ls: %q", out)
 	}
 
-	res := under(t, url, "swap 1 → 2", func() { w.rebake(0, "up", "t.yaml", "--var", "release=2", "--skip-test") })
+	// The job of every night finds nothing to do, and says so to those who sleep.
+	out, _ = w.rebake(0, "up", "t.yaml", "--var", "release=1", "--skip-test", "--if-changed", "--summary", "night.json", "--junit", "night.xml")
+	if !strings.HasPrefix(out, "nothing changed: fleet tiny runs tiny:") || strings.Count(out, "\n") != 1 {
+		t.Errorf("a night with nothing new: %q", out)
+	}
+	for file, want := range map[string]string{"night.json": `"outcome": "unchanged"`, "night.xml": "<skipped message=\"nothing changed"} {
+		if raw, err := os.ReadFile(filepath.Join(w.dir, file)); err != nil || !strings.Contains(string(raw), want) {
+			t.Errorf("%s lacks %s: %s, %v", file, want, raw, err)
+		}
+	}
+
+	res := under(t, url, "swap 1 → 2", func() { w.rebake(0, "up", "t.yaml", "--var", "release=2", "--skip-test", "--summary", "swap.json") })
+	var told struct {
+		Builds []struct {
+			Outcome string
+			Steps   []struct{ Outcome string }
+		}
+		Deployment struct {
+			Verdict string
+			Moved   float64 `json:"moved_seconds"`
+			Answers struct{ Requests, Failed int }
+		}
+	}
+	raw, err := os.ReadFile(filepath.Join(w.dir, "swap.json"))
+	if err == nil {
+		err = json.Unmarshal(raw, &told)
+	}
+	if d := told.Deployment; err != nil || len(told.Builds) != 1 || d.Verdict != "promoted" || d.Moved <= 0 || d.Answers.Requests == 0 || d.Answers.Failed != 0 {
+		t.Fatalf("the summary of the swap: %s, %v", raw, err)
+	}
+	if b := told.Builds[0]; b.Outcome != "baked" || len(b.Steps) == 0 {
+		t.Errorf("the summary of the bake: %s", raw)
+	}
 	if res.ByVersion["1"] == 0 || res.ByVersion["2"] == 0 {
 		t.Errorf("the load saw only %v", res.ByVersion)
 	}
@@ -124,12 +157,20 @@ func TestUpSwapsUnderLoadRefusesABrokenImageAndRollsBack(t *testing.T) {
 		t.Fatalf("after the rollback it serves %q", got)
 	}
 
+	_, log := w.rebake(3, "up", "t.yaml", "--var", "release=2", "--skip-test", "--if-changed")
+	if !strings.Contains(log, "is not tried again: rolled back by hand") {
+		t.Errorf("an image that was taken back: %s", log)
+	}
+
 	under(t, url, "broken 3 refused", func() {
-		_, log := w.rebake(3, "up", "t.yaml", "--var", "release=3", "--var", "broken=yes", "--skip-test")
+		_, log := w.rebake(3, "up", "t.yaml", "--var", "release=3", "--var", "broken=yes", "--skip-test", "--summary", "night.md")
 		if !strings.Contains(log, "500") {
 			t.Errorf("the reason does not say 500:\n%s", log)
 		}
 	})
+	if raw, err := os.ReadFile(filepath.Join(w.dir, "night.md")); err != nil || !strings.Contains(string(raw), "### Fleet tiny: rolled back\n") || !strings.Contains(string(raw), "500") {
+		t.Errorf("the summary: %s, %v", raw, err)
+	}
 	if got := body(t, url); got != "release 1\n" {
 		t.Fatalf("after the refusal it serves %q", got)
 	}
