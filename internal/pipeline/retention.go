@@ -98,10 +98,20 @@ func (e Env) inChannels(ctx context.Context, removals []retain.Decision) (out []
 	if err != nil {
 		return nil, nil // no channels in such a store
 	}
+	look := func(d artifact.Digest) ([]artifact.Attachment, error) {
+		return st.Attached(ctx, d, lifecycle.PromotionKind)
+	}
+	if l, ok := e.Store.(artifact.AttachedLister); ok && len(removals) > 0 {
+		all, err := l.AttachedAll(ctx, lifecycle.PromotionKind)
+		if err != nil {
+			return nil, err
+		}
+		look = func(d artifact.Digest) ([]artifact.Attachment, error) { return all[d], nil }
+	}
 	promoted := map[string]bool{} // names with a promoted image among those that would go
 	for _, d := range removals {
 		if !promoted[d.Image.Name] {
-			list, err := st.Attached(ctx, d.Image.Digest, lifecycle.PromotionKind)
+			list, err := look(d.Image.Digest)
 			if err != nil {
 				return nil, err
 			}

@@ -431,6 +431,34 @@ func TestARollbackToBeforeAnImageThatIsGone(t *testing.T) {
 	}
 }
 
+// unreachable is a store that cannot be asked.
+type unreachable struct{ *oci.Store }
+
+func (unreachable) Resolve(context.Context, artifact.Ref) (artifact.Image, error) {
+	return artifact.Image{}, errors.New("no route to host")
+}
+
+// A deployment, a rollback above all, does not wait for a store that is out of reach:
+// its image's disk may be here. One that is gone is refused before anything begins.
+func TestADeploymentWithoutItsStore(t *testing.T) {
+	s := newShelf(t)
+	img, gone := s.put(time.Hour), s.put(0)
+	if err := Remove(t.Context(), s.env, gone, "by hand", false); err != nil {
+		t.Fatal(err)
+	}
+	d := s.fleet("web")
+	if err := deployTo(t.Context(), d, gone); !errors.Is(err, artifact.ErrNotFound) || !strings.Contains(err.Error(), "web:2 cannot be deployed: web:2 was removed on ") {
+		t.Errorf("an image that is gone: %v", err)
+	}
+	if h, err := fleet.ReadHistory(d.Dir); err != nil || len(h) != 0 {
+		t.Errorf("%d deployments, %v", len(h), err)
+	}
+	s.env.Store = unreachable{s.env.Store.(*oci.Store)}
+	if err := deployTo(t.Context(), s.fleet("web"), img); err != nil {
+		t.Error(err)
+	}
+}
+
 // registryLike is a store that remembers nothing of what it removes.
 type registryLike struct {
 	artifact.Store

@@ -124,8 +124,11 @@ func (e Env) hold(ctx context.Context, img artifact.Image) (func() error, error)
 		return nil, err
 	}
 	_, err = e.Store.Resolve(ctx, artifact.Ref{Name: img.Name, Digest: img.Digest})
-	if err != nil {
+	if errors.Is(err, artifact.ErrNotFound) || ctx.Err() != nil {
 		return nil, errors.Join(fmt.Errorf("%s cannot be deployed: %w", imageName(img), err), l.Close())
+	}
+	if err != nil { // a way back must not wait for a registry: its disk may be here
+		event.Warnf(ctx, "cannot tell whether %s is in the store still: %v", imageName(img), err)
 	}
 	return l.Close, nil
 }

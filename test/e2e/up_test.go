@@ -96,7 +96,7 @@ func TestUpSwapsUnderLoadRefusesABrokenImageAndRollsBack(t *testing.T) {
 	w := newWorld(t)
 	addr := freeAddr(t)
 	url := "http://" + addr + "/cgi-bin/app"
-	w.write("t.yaml", fleetTemplate(addr))
+	w.write("t.yaml", fleetTemplate(addr)+"retention: {keep_last: 1, min_age: 0s}\n")
 
 	w.rebake(0, "up", "t.yaml", "--var", "release=1", "--skip-test")
 	if got := body(t, url); got != "release 1\n" {
@@ -176,6 +176,14 @@ func TestUpSwapsUnderLoadRefusesABrokenImageAndRollsBack(t *testing.T) {
 	}
 	out, _ = w.rebake(0, "fleet", "status", "tiny")
 	t.Logf("status:\n%s", out)
+
+	// What the fleet runs stays, though it is the oldest, with every chunk that it
+	// shares; the image that it went away from goes.
+	out, _ = w.rebake(0, "images", "prune", "--yes", "--grace", "0s")
+	if !strings.Contains(out, "fleet tiny runs it") || strings.Count(out, "\nremoved tiny:") != 1 || !strings.Contains(out, ": 2nd newest, beyond keep_last 1\n") {
+		t.Errorf("pruned:\n%s", out)
+	}
+	w.rebake(0, "images", "verify")
 
 	w.rebake(0, "fleet", "destroy", "tiny", "--yes")
 	w.nothingRuns()
