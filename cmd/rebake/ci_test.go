@@ -184,7 +184,7 @@ func TestTheWorkflowsAreYAML(t *testing.T) {
 var unitKeys = map[string][]string{
 	"Unit": {"Description", "Documentation", "Wants", "After", "OnFailure"},
 	"Service": {"Type", "User", "DynamicUser", "WorkingDirectory", "StateDirectory", "StateDirectoryMode", "Environment", "EnvironmentFile", "ExecStart", "SuccessExitStatus",
-		"TimeoutStartSec", "TimeoutStopSec", "KillMode", "PrivateTmp", "UMask", "ProtectSystem", "ReadWritePaths", "ProtectHome", "ProtectControlGroups", "ProtectProc",
+		"TimeoutStartSec", "TimeoutStopSec", "KillMode", "PrivateTmp", "UMask", "ProtectSystem", "ReadWritePaths", "ProtectHome",
 		"DevicePolicy", "DeviceAllow"},
 	"Timer":   {"OnCalendar", "RandomizedDelaySec", "FixedRandomDelay", "Persistent"},
 	"Install": {"WantedBy"},
