@@ -39,6 +39,7 @@ type Config struct {
 	Hooks      []Hook          `json:"hooks,omitempty"`
 	Freeze     []Window        `json:"freeze,omitempty"`
 	Require    json.RawMessage `json:"require,omitempty"` // of an image; for the pipeline alone to read
+	Store      string          `json:"store,omitempty"`   // address of the store that its images are in; "": the local one
 	Tests      json.RawMessage `json:"tests,omitempty"`   // of the test gate; for the pipeline alone to read
 
 	KeepPrevious int `json:"keep_previous,omitempty"` // images before the current one that are kept for a rollback; 0: one

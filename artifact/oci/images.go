@@ -248,7 +248,7 @@ func (s *Store) List(_ context.Context, name string) (out []artifact.Image, err 
 	return out, err
 }
 
-// contents are the contents of all images that can be read, newest first.
+// contents are the contents of all images and copies that can be read, newest first.
 func (s *Store) contents() ([]artifact.Digest, error) {
 	idx, err := s.index()
 	if err != nil {
@@ -256,7 +256,7 @@ func (s *Store) contents() ([]artifact.Digest, error) {
 	}
 	var images []artifact.Image
 	for _, m := range idx.Manifests {
-		if kind(m) != kindVersion {
+		if kind(m) != kindVersion && kind(m) != kindCopy {
 			continue
 		}
 		img, err := s.image(artifact.Digest(m.Digest))

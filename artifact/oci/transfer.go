@@ -19,6 +19,9 @@ import (
 // spec asks registries to take 4 MiB; a disk of 6 TB of data fits.
 const MaxManifest = 4 << 20
 
+// ErrNoImage is of a manifest that is something else.
+var ErrNoImage = errors.New("machine image of rebake")
+
 // ReadManifest returns an image's manifest as it is stored, with its descriptor.
 func (s *Store) ReadManifest(d artifact.Digest) ([]byte, v1.Manifest, v1.Descriptor, error) {
 	m, err := s.manifest(d)
@@ -61,7 +64,7 @@ func CheckManifest(raw []byte) (v1.Manifest, error) {
 		return m, fmt.Errorf("%w: the manifest: %w", artifact.ErrCorrupt, err)
 	}
 	if m.ArtifactType != typeArtifact || m.Config.MediaType != typeConfig {
-		return m, fmt.Errorf("%w: it is a %.100q, not a machine image of rebake", artifact.ErrCorrupt, m.ArtifactType)
+		return m, fmt.Errorf("%w: it is a %.100q, not a %w", artifact.ErrCorrupt, m.ArtifactType, ErrNoImage)
 	}
 	for i, l := range append([]v1.Descriptor{m.Config}, m.Layers...) {
 		most := int64(maxJSON)
@@ -154,8 +157,7 @@ func (b *bounded) Write(p []byte) (int, error) {
 // with its documents. Every chunk of the disk is decoded and hashed first, unless
 // this very image is visible already. ErrExists as Register.
 func (s *Store) Adopt(ctx context.Context, raw []byte, want artifact.Ref, docs ...Document) (artifact.Image, error) {
-	mani, err := CheckManifest(raw)
-	if err != nil {
+	if _, err := CheckManifest(raw); err != nil {
 		return artifact.Image{}, err
 	}
 	desc := describe(v1.MediaTypeImageManifest, raw)
@@ -163,7 +165,7 @@ func (s *Store) Adopt(ctx context.Context, raw []byte, want artifact.Ref, docs .
 	if _, _, err := s.putBlob(desc.MediaType, raw); err != nil {
 		return artifact.Image{}, err
 	}
-	img, err := s.image(artifact.Digest(desc.Digest))
+	img, m, err := s.checked(artifact.Digest(desc.Digest))
 	if err != nil {
 		return img, err
 	}
@@ -172,22 +174,6 @@ func (s *Store) Adopt(ctx context.Context, raw []byte, want artifact.Ref, docs .
 	}
 	if img.Name != want.Name {
 		return img, fmt.Errorf("%w: the image says that its name is %s, not %s", artifact.ErrCorrupt, img.Name, want.Name)
-	}
-	m, err := s.readMap(img.Content)
-	if err != nil {
-		return img, err
-	}
-	if img.DiskSize != m.Size {
-		return img, fmt.Errorf("%w: the image says its disk has %d bytes, its map %d", artifact.ErrCorrupt, img.DiskSize, m.Size)
-	}
-	listed := map[artifact.Digest]bool{}
-	for _, l := range mani.Layers {
-		listed[artifact.Digest(l.Digest)] = true
-	}
-	for _, d := range append(m.blobs(), img.Content) {
-		if !listed[d] {
-			return img, fmt.Errorf("%w: the manifest does not list blob %s, which the disk needs", artifact.ErrCorrupt, d)
-		}
 	}
 	ref := img.Name + ":" + img.Version
 	if idx, err := s.index(); err != nil {

@@ -39,6 +39,13 @@ func referrersTag(to artifact.Digest) string { return "sha256-" + to.Hex() }
 
 func documentTag(to, doc artifact.Digest) string { return referrersTag(to) + "." + doc.Hex()[:40] }
 
+// aside tells tags that name what is attached, by us or others, from those of images.
+func aside(tag string) bool {
+	h, ok := strings.CutPrefix(tag, "sha256-")
+	h, _, _ = strings.Cut(h, ".")
+	return ok && len(h) == 64 && strings.Trim(h, "0123456789abcdef") == ""
+}
+
 // referrers lists the manifests that are said to have an image as their subject.
 // api tells whether the registry has the referrers API.
 func (c *client) referrers(ctx context.Context, a Address, to artifact.Digest) (list []v1.Descriptor, api bool, err error) {
@@ -65,7 +72,9 @@ func (c *client) referrers(ctx context.Context, a Address, to artifact.Digest) (
 		}
 		return list, true, err
 	}
-	list, err = c.tagged(ctx, a, to)
+	if list, err = c.referrersIndex(ctx, a, to); err == nil {
+		list, err = c.tagged(ctx, a, to, list)
+	}
 	if err == nil {
 		some := list
 		list = nil
@@ -85,12 +94,9 @@ func lacksAPI(err error) bool {
 		slices.Contains([]int{http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotAcceptable, http.StatusNotImplemented}, resp.StatusCode)
 }
 
-// tagged lists what the referrers tag schema names, and what has a tag of its own.
-func (c *client) tagged(ctx context.Context, a Address, to artifact.Digest) ([]v1.Descriptor, error) {
-	list, err := c.referrersIndex(ctx, a, to)
-	if err != nil {
-		return nil, err
-	}
+// tagged adds what has a tag of its own to what the referrers tag schema names.
+func (c *client) tagged(ctx context.Context, a Address, to artifact.Digest, named []v1.Descriptor) ([]v1.Descriptor, error) {
+	list := slices.Clone(named)
 	tags, err := c.tags(ctx, a)
 	if err != nil {
 		return nil, err
@@ -106,8 +112,15 @@ func (c *client) tagged(ctx context.Context, a Address, to artifact.Digest) ([]v
 		if err != nil {
 			return nil, err
 		}
-		if found && artifact.Digest(d.Digest).Validate() == nil && tag == documentTag(to, artifact.Digest(d.Digest)) {
-			list = append(list, d)
+		if !found || artifact.Digest(d.Digest).Validate() != nil || tag != documentTag(to, artifact.Digest(d.Digest)) {
+			continue
+		}
+		raw, err := c.manifest(ctx, r, d)
+		if err != nil {
+			return nil, err
+		}
+		if doc, err := oci.CheckDocument(raw, to); err == nil { // with its type and notes, as the list has them
+			list = append(list, doc.Desc)
 		}
 	}
 	return list, nil
@@ -213,7 +226,7 @@ func (c *client) sendDocuments(ctx context.Context, a Address, to artifact.Diges
 	if err := g.Wait(); err != nil || api {
 		return len(docs), err
 	}
-	return len(docs), c.indexDocuments(ctx, a, to, docs)
+	return len(docs), c.indexDocuments(ctx, a, to, docs, open)
 }
 
 func (c *client) sendDocument(ctx context.Context, a Address, to artifact.Digest, d oci.Document, open opener, api bool) error {
@@ -235,33 +248,45 @@ func (c *client) sendDocument(ctx context.Context, a Address, to artifact.Digest
 	})
 }
 
-// indexDocuments adds documents to the index of the referrers tag schema, and
-// looks again whether they are in it, as another writer may have come between.
-func (c *client) indexDocuments(ctx context.Context, a Address, to artifact.Digest, docs []oci.Document) error {
+// indexDocuments adds documents to the index of the referrers tag schema, and all
+// others that have a tag. It looks again after it wrote, as another writer may have
+// come between: the last one knows of all. What is missing after some tries is
+// found by its own tag.
+func (c *client) indexDocuments(ctx context.Context, a Address, to artifact.Digest, docs []oci.Document, open opener) error {
 	r := c.repo(a)
-	for try := 0; ; try++ {
-		have, err := c.referrersIndex(ctx, a, to)
+	dead := map[string]bool{}
+	for try := range 8 {
+		was, err := c.referrersIndex(ctx, a, to)
 		if err != nil {
 			return err
 		}
-		was := len(have)
-		for _, d := range docs {
-			if !hasDigest(have, d.Desc) {
-				have = append(have, d.Desc)
-			}
+		list, err := c.tagged(ctx, a, to, was)
+		if err != nil {
+			return err
 		}
-		if len(have) == was || try == 8 { // what is missing then is found by its own tag
+		list = slices.DeleteFunc(list, func(d v1.Descriptor) bool { return dead[string(d.Digest)] })
+		if !slices.ContainsFunc(list, func(d v1.Descriptor) bool { return !hasDigest(was, d) }) {
 			return nil
 		}
-		raw, err := json.Marshal(v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: have})
+		raw, err := json.Marshal(v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: list})
 		if err != nil {
 			return err
 		}
-		desc := content.NewDescriptorFromBytes(v1.MediaTypeImageIndex, raw)
-		err = c.retry(ctx, "list what is attached", func(ctx context.Context) error {
-			return r.Manifests().PushReference(ctx, desc, bytes.NewReader(raw), referrersTag(to))
-		})
-		if err != nil {
+		err = c.put(ctx, r, target{content.NewDescriptorFromBytes(v1.MediaTypeImageIndex, raw), raw}, referrersTag(to))
+		if lostBlob(err) { // one of two uploads of one manifest at once was lost, or the index of others dangles
+			for _, d := range docs {
+				if err := c.sendDocument(ctx, a, to, d, open, false); err != nil {
+					return err
+				}
+			}
+			for _, d := range list {
+				_, found, err := c.head(ctx, r, string(d.Digest))
+				if err != nil {
+					return err
+				}
+				dead[string(d.Digest)] = !found
+			}
+		} else if err != nil {
 			return err
 		}
 		select {
@@ -270,6 +295,13 @@ func (c *client) indexDocuments(ctx context.Context, a Address, to artifact.Dige
 			return ctx.Err()
 		}
 	}
+	return nil
+}
+
+// lostBlob tells whether a registry misses what a manifest names.
+func lostBlob(err error) bool {
+	var resp *errcode.ErrorResponse
+	return errors.As(err, &resp) && slices.ContainsFunc(resp.Errors, func(e errcode.Error) bool { return e.Code == errcode.ErrorCodeManifestBlobUnknown })
 }
 
 // fetchDocuments brings the blobs of documents here.
@@ -282,13 +314,7 @@ func (c *client) fetchDocuments(ctx context.Context, a Address, docs []oci.Docum
 	if err != nil {
 		return err
 	}
-	r, gauge := c.repo(a), &gauge{}
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(c.o.Parallel)
-	for _, b := range missing {
-		g.Go(func() error { return c.fetchBlob(ctx, r, b, to, gauge) })
-	}
-	return g.Wait()
+	return c.fetchBlobs(ctx, a, missing, to, nil)
 }
 
 // opener gives a blob that is to be sent.

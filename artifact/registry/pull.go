@@ -32,19 +32,12 @@ func Pull(ctx context.Context, src Address, to *oci.Store, arch string, o Option
 	if err != nil {
 		return Result{}, err
 	}
-	gauge := c.sum(missing)
-	res := Result{Ref: img.Name + ":" + img.Version, Blobs: len(blobs), Moved: len(missing), Bytes: gauge.total}
+	res := Result{Ref: img.Name + ":" + img.Version, Blobs: len(blobs), Moved: len(missing), Bytes: c.sum(missing).total}
 	for _, b := range blobs {
 		res.Shared += b.Size
 	}
 	res.Shared -= res.Bytes
-	r := c.repo(src)
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(c.o.Parallel)
-	for _, b := range missing {
-		g.Go(func() error { return c.fetchBlob(gctx, r, b, to, gauge) })
-	}
-	if err := g.Wait(); err != nil {
+	if err := c.fetchBlobs(ctx, src, missing, to, c.o.Progress); err != nil {
 		return res, err
 	}
 	had, err := to.Attached(ctx, img.Digest, "")
@@ -72,6 +65,18 @@ func Pull(ctx context.Context, src Address, to *oci.Store, arch string, o Option
 		res.Image.Tags = []string{tag}
 	}
 	return res, nil
+}
+
+// fetchBlobs brings blobs here, some at once.
+func (c *client) fetchBlobs(ctx context.Context, a Address, blobs []v1.Descriptor, to *oci.Store, progress func(done, total int64)) error {
+	r, gauge := c.repo(a), c.sum(blobs)
+	gauge.tell = progress
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(c.o.Parallel)
+	for _, b := range blobs {
+		g.Go(func() error { return c.fetchBlob(ctx, r, b, to, gauge) })
+	}
+	return g.Wait()
 }
 
 func (c *client) fetchBlob(ctx context.Context, r *remote.Repository, b v1.Descriptor, to *oci.Store, g *gauge) error {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,10 +22,14 @@ import (
 	"oras.land/oras-go/v2/registry/remote"
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/credentials"
+	"oras.land/oras-go/v2/registry/remote/errcode"
 )
 
-// Scheme begins the address of a registry.
-const Scheme = "oci://"
+// Scheme begins the address of a registry; PlainScheme, that of one without TLS.
+const (
+	Scheme      = "oci://"
+	PlainScheme = "oci+http://"
+)
 
 // Options of a transfer. The zero value will do.
 type Options struct {
@@ -44,9 +49,12 @@ type Address struct {
 	Path string // of the repository, or of the store
 	Tag  string // version or tag; "" if none was given
 	Dig  artifact.Digest
+
+	Plain bool // without TLS
 }
 
-// Parse reads oci://host/path, oci://host/path:tag or oci://host/path@sha256:….
+// Parse reads oci://host/path, oci://host/path:tag or oci://host/path@sha256:…, and
+// the same with oci+http://.
 func Parse(s string) (Address, error) {
 	var a Address
 	bad := func(format string, v ...any) (Address, error) {
@@ -54,6 +62,9 @@ func Parse(s string) (Address, error) {
 	}
 	rest, ok := strings.CutPrefix(s, Scheme)
 	if !ok {
+		rest, a.Plain = strings.CutPrefix(s, PlainScheme)
+	}
+	if !ok && !a.Plain {
 		return bad("it begins with oci://, as in oci://registry.example.com/team")
 	}
 	a.Host, rest, _ = strings.Cut(rest, "/")
@@ -94,6 +105,9 @@ func hide(s string) string { return userinfo.ReplaceAllString(s, "//…@") }
 // String is the address as Parse reads it.
 func (a Address) String() string {
 	s := Scheme + a.Host
+	if a.Plain {
+		s = PlainScheme + a.Host
+	}
 	if a.Path != "" {
 		s += "/" + a.Path
 	}
@@ -108,7 +122,18 @@ func (a Address) String() string {
 
 // Of is where an image of this name is in the store that a is.
 func (a Address) Of(name, tag string) Address {
-	return Address{Host: a.Host, Path: strings.TrimPrefix(a.Path+"/"+name, "/"), Tag: tag}
+	return Address{Host: a.Host, Path: strings.TrimPrefix(a.Path+"/"+name, "/"), Tag: tag, Plain: a.Plain}
+}
+
+// reference is what a registry knows the image of an address by.
+func (a Address) reference() string {
+	switch {
+	case a.Dig != "":
+		return string(a.Dig)
+	case a.Tag != "":
+		return remoteTag(a.Tag)
+	}
+	return artifact.Latest
 }
 
 // remoteTag is a version as a registry can hold it: a tag has no +.
@@ -156,7 +181,7 @@ func set[T comparable](p *T, v T) {
 
 func (c *client) repo(a Address) *remote.Repository {
 	return &remote.Repository{Client: c.auth, Reference: ref.Reference{Registry: a.Host, Repository: a.Path},
-		PlainHTTP: c.o.PlainHTTP || loopback(a.Host), MaxMetadataBytes: 4 << 20, TagListMaxPages: 1000, ReferrerListMaxPages: 100}
+		PlainHTTP: c.o.PlainHTTP || a.Plain || loopback(a.Host), MaxMetadataBytes: 4 << 20, TagListMaxPages: 1000, ReferrerListMaxPages: 100}
 }
 
 // head resolves a tag or digest; found is false if there is none.
@@ -169,4 +194,33 @@ func (c *client) head(ctx context.Context, r *remote.Repository, reference strin
 		return desc, false, nil
 	}
 	return desc, err == nil, err
+}
+
+// catalog lists the names of images below a place: its repositories.
+func (c *client) catalog(ctx context.Context, a Address) (names []string, err error) {
+	reg := &remote.Registry{}
+	reg.Client, reg.Reference, reg.PlainHTTP = c.auth, ref.Reference{Registry: a.Host}, c.repo(a).PlainHTTP
+	reg.MaxMetadataBytes = 4 << 20
+	err = c.retry(ctx, "list the repositories of "+a.Host, func(ctx context.Context) error {
+		names = nil
+		return reg.Repositories(ctx, "", func(repos []string) error {
+			for _, r := range repos {
+				name, ok := strings.CutPrefix("/"+r, strings.TrimSuffix("/"+a.Path, "/")+"/")
+				if ok && artifact.CheckName(name) == nil {
+					names = append(names, name)
+				}
+			}
+			if len(names) > maxTags {
+				return fmt.Errorf("%w: %s has more than %d repositories", artifact.ErrCorrupt, a, maxTags)
+			}
+			return nil
+		})
+	})
+	return names, err
+}
+
+// lacksCatalog tells whether a registry answered that it lists no repositories, to us.
+func lacksCatalog(err error) bool {
+	var resp *errcode.ErrorResponse
+	return lacksAPI(err) || errors.As(err, &resp) && slices.Contains([]int{http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound}, resp.StatusCode)
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"regexp"
 	"strconv"
@@ -70,6 +71,21 @@ func passes(err error) bool {
 	return true
 }
 
+// dialTries is how often a host is called that nobody answers at.
+const dialTries = 3
+
+func dials(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial"
+}
+
+// unreachable tells whether an error is of the way to a registry, not of its answers.
+func unreachable(err error) bool {
+	var op *net.OpError
+	var dns *net.DNSError
+	return errors.As(err, &op) || errors.As(err, &dns)
+}
+
 // retry runs f again while its errors may pass, with growing pauses of random
 // length, or as long as the server asks.
 func (c *client) retry(ctx context.Context, what string, f func(context.Context) error) error {
@@ -85,7 +101,7 @@ func (c *client) retry(ctx context.Context, what string, f func(context.Context)
 		if !passes(err) {
 			return fmt.Errorf("%s: %w", what, clean(err))
 		}
-		if try == c.o.Retries {
+		if try == c.o.Retries || try == dialTries && dials(err) {
 			return fmt.Errorf("%s: given up after %d tries: %w", what, try, clean(err))
 		}
 		wait := pause/2 + rand.N(pause/2+1)

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"sync"
 
@@ -17,7 +16,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"oras.land/oras-go/v2/content"
 	"oras.land/oras-go/v2/registry/remote"
-	"oras.land/oras-go/v2/registry/remote/errcode"
 )
 
 // Result says what a transfer did.
@@ -155,12 +153,45 @@ func (a Address) parent(img artifact.Image) string {
 }
 
 // Copy brings an image from one registry to another store; blobs of one host
-// are mounted, not moved. Its moving tags stay behind.
+// are mounted, not moved. Its moving tags stay behind. Of a version with images of
+// several platforms all are copied, and the result is the last one's, with all sums.
 func Copy(ctx context.Context, src, to Address, o Options) (Result, error) {
 	c, err := newClient(o)
 	if err != nil {
 		return Result{}, err
 	}
+	r := c.repo(src)
+	have, found, err := c.head(ctx, r, src.reference())
+	if err != nil || !found || have.MediaType != v1.MediaTypeImageIndex {
+		if err != nil {
+			return Result{}, err
+		}
+		return c.copyOne(ctx, src, to)
+	}
+	raw, err := c.manifest(ctx, r, have)
+	if err != nil {
+		return Result{}, err
+	}
+	idx, err := readIndex(raw)
+	if err != nil {
+		return Result{}, err
+	}
+	var sum Result
+	for _, d := range idx.Manifests {
+		one := src
+		one.Tag, one.Dig = "", artifact.Digest(d.Digest)
+		res, err := c.copyOne(ctx, one, to)
+		if err != nil {
+			return res, err
+		}
+		res.Blobs, res.Moved, res.Bytes = res.Blobs+sum.Blobs, res.Moved+sum.Moved, res.Bytes+sum.Bytes
+		res.Shared, res.Attached = res.Shared+sum.Shared, res.Attached+sum.Attached
+		sum = res
+	}
+	return sum, nil
+}
+
+func (c *client) copyOne(ctx context.Context, src, to Address) (Result, error) {
 	raw, m, img, err := c.image(ctx, src, "")
 	if err != nil {
 		return Result{}, err
@@ -170,7 +201,6 @@ func Copy(ctx context.Context, src, to Address, o Options) (Result, error) {
 	if src.Host == to.Host {
 		mount = src.Path
 	}
-	img.Tags = nil
 	docs, err := c.documents(ctx, src, img.Digest, func(artifact.Digest) bool { return false })
 	if err != nil {
 		return Result{}, err
@@ -183,14 +213,25 @@ func Copy(ctx context.Context, src, to Address, o Options) (Result, error) {
 // send brings an image to dst: its blobs, its manifest by digest, what is attached
 // to it, and then its version and tags, which is when it is seen.
 func (c *client) send(ctx context.Context, p parcel, dst Address) (Result, error) {
-	r := c.repo(dst)
-	res := Result{Image: p.img, Ref: dst.String()}
-	have, found, err := c.head(ctx, r, remoteTag(dst.Tag))
+	res, err := c.stage(ctx, p, dst)
 	if err != nil {
 		return res, err
 	}
-	if found && have.Digest != p.desc.Digest {
-		return res, fmt.Errorf("%s is %s there: %w", dst, have.Digest, artifact.ErrExists)
+	r := c.repo(dst)
+	t, err := c.sendVersion(ctx, dst, p)
+	if err != nil {
+		return res, err
+	}
+	return res, c.sendTags(ctx, r, p.img.Version, t, p.img.Tags)
+}
+
+// stage sends all of an image but what makes it visible.
+func (c *client) stage(ctx context.Context, p parcel, dst Address) (Result, error) {
+	r := c.repo(dst)
+	res := Result{Image: p.img, Ref: dst.String()}
+	there, err := c.place(ctx, r, p)
+	if err != nil {
+		return res, err
 	}
 	blobs := needs(p.m)
 	missing, err := c.lacking(ctx, r, blobs)
@@ -203,9 +244,7 @@ func (c *client) send(ctx context.Context, p parcel, dst Address) (Result, error
 	if err != nil {
 		return res, err
 	}
-	tags := p.img.Tags
-	if !found {
-		tags = append([]string{p.img.Version}, tags...)
+	if there == nil || !there.mine {
 		err := c.whole(ctx, r, blobs, p.open, "finish "+dst.String(), func(ctx context.Context) error {
 			return r.Manifests().Push(ctx, p.desc, bytes.NewReader(p.raw))
 		})
@@ -213,15 +252,8 @@ func (c *client) send(ctx context.Context, p parcel, dst Address) (Result, error
 			return res, err
 		}
 	}
-	if res.Attached, err = c.sendDocuments(ctx, dst, artifact.Digest(p.desc.Digest), p.docs, p.open); err != nil {
-		return res, err
-	}
-	for _, tag := range tags {
-		if err := c.sendTag(ctx, r, p.img, p.desc, p.raw, tag); err != nil {
-			return res, err
-		}
-	}
-	return res, nil
+	res.Attached, err = c.sendDocuments(ctx, dst, artifact.Digest(p.desc.Digest), p.docs, p.open)
+	return res, err
 }
 
 // whole sends a manifest whose blobs were sent. A registry may lose one of two
@@ -241,8 +273,7 @@ func (c *client) whole(ctx context.Context, r *remote.Repository, blobs []v1.Des
 		}
 		first = false
 		err := c.retry(ctx, "write the manifest", manifest)
-		var resp *errcode.ErrorResponse
-		if !errors.As(err, &resp) || !slices.ContainsFunc(resp.Errors, func(e errcode.Error) bool { return e.Code == errcode.ErrorCodeManifestBlobUnknown }) {
+		if !lostBlob(err) {
 			return final(err)
 		}
 		return errors.New("the registry lost blobs that were sent")
@@ -278,23 +309,6 @@ func final(err error) error {
 		return nil
 	}
 	return localError{err}
-}
-
-// sendTag points a tag at the manifest: one request, all or nothing.
-func (c *client) sendTag(ctx context.Context, r *remote.Repository, img artifact.Image, desc v1.Descriptor, raw []byte, tag string) error {
-	if tag != img.Version { // a version never moves
-		old, _, is, err := c.imageIn(ctx, r, remoteTag(tag), "")
-		switch {
-		case errors.Is(err, artifact.ErrNotFound):
-		case err != nil:
-			return fmt.Errorf("tag %s: %w", tag, err)
-		case remoteTag(is.Version) == remoteTag(tag) && !bytes.Equal(old, raw):
-			return fmt.Errorf("%s is a version there, which never moves: %w", tag, artifact.ErrExists)
-		}
-	}
-	return c.retry(ctx, "write "+tag, func(ctx context.Context) error {
-		return r.Manifests().PushReference(ctx, desc, bytes.NewReader(raw), remoteTag(tag))
-	})
 }
 
 func (c *client) sendBlob(ctx context.Context, r *remote.Repository, b v1.Descriptor, open opener, mount string, g *gauge) error {
@@ -335,14 +349,7 @@ func caused(ctx context.Context, err error) error {
 
 // image reads an image's manifest and config; arch picks from an index.
 func (c *client) image(ctx context.Context, a Address, arch string) ([]byte, v1.Manifest, artifact.Image, error) {
-	reference := remoteTag(a.Tag)
-	if a.Dig != "" {
-		reference = string(a.Dig)
-	}
-	if reference == "" {
-		reference = artifact.Latest
-	}
-	raw, m, img, err := c.imageIn(ctx, c.repo(a), reference, arch)
+	raw, m, img, err := c.imageIn(ctx, c.repo(a), a.reference(), arch)
 	if err != nil {
 		return nil, m, img, fmt.Errorf("%s: %w", a, err)
 	}
@@ -357,22 +364,44 @@ func (c *client) imageIn(ctx context.Context, r *remote.Repository, reference, a
 	if err == nil && !found {
 		err = artifact.ErrNotFound
 	}
+	if err == nil && desc.MediaType == v1.MediaTypeImageIndex {
+		var idx []byte
+		if idx, err = c.manifest(ctx, r, desc); err == nil {
+			desc, err = pick(idx, arch)
+		}
+	}
 	if err != nil {
 		return nil, m, img, err
 	}
-	if raw, err = c.manifest(ctx, r, desc); err != nil {
+	raw, config, err := c.readImage(ctx, r, string(desc.Digest))
+	if err != nil {
 		return nil, m, img, err
-	}
-	if desc.MediaType == v1.MediaTypeImageIndex {
-		if desc, err = pick(raw, arch); err != nil {
-			return nil, m, img, err
-		}
-		if raw, err = c.manifest(ctx, r, desc); err != nil {
-			return nil, m, img, err
-		}
 	}
 	if m, err = oci.CheckManifest(raw); err != nil {
 		return nil, m, img, err
+	}
+	if err := json.Unmarshal(config, &img); err != nil {
+		return nil, m, img, fmt.Errorf("%w: the image's config: %w", artifact.ErrCorrupt, err)
+	}
+	img.Digest, img.Tags = artifact.Digest(content.NewDescriptorFromBytes("", raw).Digest), nil
+	return raw, m, img, nil
+}
+
+// readImage reads an image's manifest, checked, and its config.
+func (c *client) readImage(ctx context.Context, r *remote.Repository, digest string) (raw, config []byte, err error) {
+	desc, found, err := c.head(ctx, r, digest)
+	if err == nil && !found {
+		err = artifact.ErrNotFound
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	if raw, err = c.manifest(ctx, r, desc); err != nil {
+		return nil, nil, err
+	}
+	m, err := oci.CheckManifest(raw)
+	if err != nil {
+		return nil, nil, err
 	}
 	err = c.retry(ctx, "read the image's config", func(ctx context.Context) error {
 		rc, err := r.Blobs().Fetch(ctx, m.Config)
@@ -380,17 +409,10 @@ func (c *client) imageIn(ctx context.Context, r *remote.Repository, reference, a
 			return err
 		}
 		defer rc.Close()
-		cfg, err := content.ReadAll(rc, m.Config) // no more than its size, and its digest
-		if err != nil {
-			return mismatch(err)
-		}
-		if err := json.Unmarshal(cfg, &img); err != nil {
-			return fmt.Errorf("%w: the image's config: %w", artifact.ErrCorrupt, err)
-		}
-		return nil
+		config, err = content.ReadAll(rc, m.Config) // no more than its size, and its digest
+		return mismatch(err)
 	})
-	img.Digest, img.Tags = artifact.Digest(content.NewDescriptorFromBytes("", raw).Digest), nil
-	return raw, m, img, err
+	return raw, config, err
 }
 
 func mismatch(err error) error {
@@ -414,22 +436,4 @@ func (c *client) manifest(ctx context.Context, r *remote.Repository, desc v1.Des
 		return mismatch(err)
 	})
 	return raw, err
-}
-
-// pick finds the image for an architecture in an index.
-func pick(raw []byte, arch string) (v1.Descriptor, error) {
-	var idx v1.Index
-	if err := json.Unmarshal(raw, &idx); err != nil {
-		return v1.Descriptor{}, fmt.Errorf("%w: the index: %w", artifact.ErrCorrupt, err)
-	}
-	var found []v1.Descriptor
-	for _, d := range idx.Manifests {
-		if d.MediaType == v1.MediaTypeImageManifest && artifact.Digest(d.Digest).Validate() == nil && d.Size > 0 && (arch == "" || d.Platform != nil && d.Platform.Architecture == arch) {
-			found = append(found, d)
-		}
-	}
-	if len(found) != 1 {
-		return v1.Descriptor{}, fmt.Errorf("the index has %d images for %s: name one by its digest, as in …@sha256:…", len(found), arch)
-	}
-	return found[0], nil
 }

@@ -50,7 +50,7 @@ func newApp(std stdio, unknown func(error)) *cli.App {
 	app := &cli.App{
 		Name:                      "rebake",
 		Usage:                     "bake machine images and replace running fleets with them",
-		UsageText:                 "rebake [--output text|json] [--debug] COMMAND [options] [arguments]",
+		UsageText:                 "rebake [--output text|json] [--store ADDRESS] [--debug] COMMAND [options] [arguments]",
 		Description:               "Don't patch servers. Rebake them. `rebake init web && rebake up web.yaml` is the whole of it.",
 		Version:                   version,
 		Writer:                    std.out,
@@ -64,6 +64,7 @@ func newApp(std stdio, unknown func(error)) *cli.App {
 		OnUsageError:              onUsageError,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "output", Usage: "how to tell what happens: `text` (a live view on a terminal), plain or json", Value: "text", EnvVars: []string{"REBAKE_OUTPUT"}},
+			storeFlag(),
 			&cli.BoolFlag{Name: "debug", Usage: "show every line that guests and tools print", EnvVars: []string{"REBAKE_DEBUG"}},
 		},
 		Commands: commands(),
@@ -176,7 +177,8 @@ type session struct {
 	ui  ui.UI
 	red *event.Redactor
 
-	account *account // for a summary; nil: none is kept
+	account   *account // for a summary; nil: none is kept
+	templates int      // whose store was asked for
 }
 
 func (s *session) interrupted() bool { return context.Cause(s.c.Context) == errInterrupted }
@@ -196,9 +198,15 @@ func with(f func(*session) error) cli.ActionFunc {
 		env.Ask = asker(c, u)
 		s := &session{Env: env, c: c, ui: u, red: &event.Redactor{}}
 		s.ctx = event.With(c.Context, u.Sink(), s.red)
+		s.Backends.Store = s.openStore
 		defer func() {
 			err = s.red.Error(errors.Join(err, u.Close())) // what a guest said may be in it
 		}()
+		if c.String("store") != "" {
+			if err := s.useStore(c.String("store")); err != nil {
+				return err
+			}
+		}
 		return f(s)
 	}
 }

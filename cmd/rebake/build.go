@@ -52,6 +52,9 @@ func (s *session) load(path string) (*template.Template, error) {
 		return nil, err
 	}
 	s.red.Add(t.Secrets...)
+	if err := s.storeOf(t); err != nil {
+		return nil, err
+	}
 	return t, s.checkNames(t)
 }
 

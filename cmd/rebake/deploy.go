@@ -274,7 +274,11 @@ func (s *session) stillThere(d *fleet.Deployer, version string) error {
 		return nil
 	}
 	img := p.Spec.Image
-	if _, err := s.Env.Store.Resolve(s.ctx, artifact.Ref{Name: img.Name, Digest: img.Digest}); err != nil {
+	env, err := s.Env.In(d.Config.Store)
+	if err != nil {
+		return err
+	}
+	if _, err := env.Store.Resolve(s.ctx, artifact.Ref{Name: img.Name, Digest: img.Digest}); err != nil {
 		return fmt.Errorf("%s:%s ran in fleet %s, and cannot be had any more: %w", img.Name, img.Version, d.Config.Name, err)
 	}
 	return nil

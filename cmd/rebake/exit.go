@@ -83,11 +83,14 @@ func status(err error) int {
 func hint(err error) string {
 	var h *hintError
 	var u *usageError
+	store := storeHint(err)
 	switch {
 	case errors.As(err, &h):
 		return h.hint
 	case errors.As(err, &u):
 		return u.hint
+	case store != "":
+		return store
 	case errors.Is(err, fleet.ErrRefused):
 		return "give the image what it lacks, or say why that does not count: --override-policy REASON"
 	case errors.Is(err, lifecycle.ErrRevoked):

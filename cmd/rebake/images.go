@@ -11,7 +11,6 @@ import (
 
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/artifact/export"
-	"github.com/rebake/rebake/artifact/oci"
 	"github.com/rebake/rebake/internal/event"
 	"github.com/rebake/rebake/internal/lifecycle"
 	"github.com/rebake/rebake/internal/pipeline"
@@ -59,14 +58,6 @@ func (s *session) resolve(text string) (artifact.Ref, artifact.Image, error) {
 	return ref, img, err
 }
 
-func (s *session) local() (*oci.Store, error) {
-	st, ok := s.Store.(*oci.Store)
-	if !ok {
-		return nil, fmt.Errorf("the store %T cannot do that", s.Store)
-	}
-	return st, nil
-}
-
 func short(d artifact.Digest) string {
 	hex := strings.TrimPrefix(string(d), "sha256:")
 	return hex[:min(12, len(hex))]
@@ -76,7 +67,7 @@ func imagesLs(s *session) error {
 	if s.c.NArg() > 1 {
 		return usagef("`rebake images ls web`", "images ls takes at most one name")
 	}
-	st, err := s.local()
+	st, err := can[artifact.Lister](s)
 	if err != nil {
 		return err
 	}
@@ -190,7 +181,7 @@ func imagesRm(s *session) error {
 	if err != nil {
 		return err
 	}
-	st, err := s.local()
+	st, err := can[artifact.Deleter](s)
 	if err != nil {
 		return err
 	}
@@ -256,7 +247,11 @@ func imagesExport(s *session) error {
 }
 
 func imagesVerify(s *session) error {
-	st, err := s.local()
+	st, err := can[artifact.Verifier](s)
+	if err != nil {
+		return err
+	}
+	ls, err := can[artifact.Lister](s)
 	if err != nil {
 		return err
 	}
@@ -265,7 +260,7 @@ func imagesVerify(s *session) error {
 	}
 	var images []artifact.Image
 	if s.c.NArg() == 0 {
-		if images, err = st.List(s.ctx, ""); err != nil {
+		if images, err = ls.List(s.ctx, ""); err != nil {
 			return err
 		}
 	} else {

@@ -91,6 +91,7 @@ func imagePush(s *session) error {
 	if err != nil {
 		return err
 	}
+	s.Env.Store, s.Env.Address = from, "" // what is pushed is here
 	_, img, err := s.resolve(s.c.Args().First())
 	if err != nil {
 		return err

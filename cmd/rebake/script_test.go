@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -13,12 +15,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/gofrs/flock"
+	ggcr "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/artifact/oci"
 	"github.com/rebake/rebake/fleet"
@@ -62,7 +66,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"ok": scriptOK, "fails": scriptFails, "json": scriptJSON, "mkimage": scriptMkimage,
 			"mkfleet": scriptMkfleet, "hold": scriptHold, "stall": scriptStall, "schema": scriptSchema,
-			"doctor": scriptDoctor, "printf": scriptPrintf, "damage": scriptDamage, "serve": scriptServe,
+			"registry": scriptRegistry, "doctor": scriptDoctor, "printf": scriptPrintf, "damage": scriptDamage, "serve": scriptServe,
 		},
 	})
 }
@@ -243,6 +247,14 @@ func inputsOf(ts *testscript.TestScript, tpl string) artifact.Digest {
 		ts.Fatalf("nobody can tell the inputs of %s", tpl)
 	}
 	return last.Result[0].Inputs
+}
+
+// scriptRegistry [referrers] starts a registry of this process and sets $REGISTRY.
+func scriptRegistry(ts *testscript.TestScript, neg bool, args []string) {
+	opts := []ggcr.Option{ggcr.Logger(log.New(io.Discard, "", 0)), ggcr.WithReferrersSupport(slices.Contains(args, "referrers"))}
+	s := httptest.NewServer(ggcr.New(opts...))
+	ts.Defer(s.Close)
+	ts.Setenv("REGISTRY", strings.TrimPrefix(s.URL, "http://"))
 }
 
 // scriptMkfleet NAME [ref | bad=ref | pause=ref]… has a fleet deploy images of the

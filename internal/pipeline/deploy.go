@@ -88,7 +88,7 @@ func fleetFor(ctx context.Context, env Env, tpl *template.Template, img artifact
 	if err != nil {
 		return nil, fleet.Request{}, err
 	}
-	cfg.Tests = kept
+	cfg.Tests, cfg.Store = kept, env.Address
 	d, err := deployer(env, cfg)
 	if err != nil {
 		return nil, fleet.Request{}, err
@@ -215,8 +215,12 @@ func compact(raw json.RawMessage) []byte {
 	return out
 }
 
-// deployer puts a fleet's parts together.
+// deployer puts a fleet's parts together, with the store that its images are in.
 func deployer(env Env, cfg fleet.Config) (*fleet.Deployer, error) {
+	env, err := env.In(cfg.Store)
+	if err != nil {
+		return nil, fmt.Errorf("the store of fleet %s: %w", cfg.Name, err)
+	}
 	pool, err := env.Backends.Pool(env, cfg.Name, cfg.PoolKind, cfg.Pool)
 	if err != nil {
 		return nil, err

@@ -29,6 +29,7 @@ var (
 type Env struct {
 	State    state.Dir
 	Store    artifact.Store
+	Address  string // of the store, as --store has it; "": the local one
 	Backends Backends
 	Version  string // of rebake
 	// Ask puts a question to a person and returns one of the choices; nil: nobody is there.
@@ -38,6 +39,19 @@ type Env struct {
 	AllowRevoked bool
 	// Now is the clock by which things age and take long; nil: this computer's.
 	Now func() time.Time
+}
+
+// In is the environment with the store of an address.
+func (e Env) In(address string) (Env, error) {
+	if address == e.Address {
+		return e, nil
+	}
+	store, err := e.Backends.Store(e, address)
+	if err != nil {
+		return e, err
+	}
+	e.Store, e.Address = store, address
+	return e, nil
 }
 
 func (e Env) clock() time.Time {
@@ -58,6 +72,8 @@ type Backends struct {
 	Check       func(template.Step) (check.Check, error)
 	Pool        func(env Env, fleetName, kind string, config []byte) (fleet.Pool, error)
 	Router      func(env Env, fleetName, kind string, config []byte, health fleet.HealthCheck) (fleet.Router, error)
+	// Store opens the store of an address; "" is the local one.
+	Store func(env Env, address string) (artifact.Store, error)
 	// Destroy removes a machine by the kind of its builder and its id.
 	Destroy func(env Env, kind string) func(id string) error
 	// Sweep removes half-made files of killed runs and returns their paths.

@@ -55,6 +55,9 @@ func Explain(ctx context.Context, env Env, instance string) (Why, error) {
 			w, err = explain(ctx, env, c, instance)
 		}
 		if err == nil {
+			if env, err = env.In(c.Store); err != nil {
+				return w, err
+			}
 			return w, w.lineage(ctx, env.Store)
 		}
 		if !errors.Is(err, errNoInstance) { // it may be another fleet's

@@ -15,6 +15,7 @@ type document struct {
 	Test      []Block           `yaml:"test" jsonschema_description:"checks of the sealed image in a fresh boot"`
 	Seal      sealBlock         `yaml:"seal" jsonschema_description:"how the image is sealed"`
 	Tags      []string          `yaml:"tags" jsonschema_description:"tags that are moved to each new image"`
+	Store     string            `yaml:"store" jsonschema_description:"where images are: a registry, as oci://HOST/PREFIX; the state directory where none is given"`
 	Retention *retentionBlock   `yaml:"retention" jsonschema_description:"which images stay in the store: \"rebake images prune\" and \"rebake up --prune\" remove the others"`
 	Sign      signBlock         `yaml:"sign" jsonschema_description:"who signs the image"`
 	Fleet     *fleetBlock       `yaml:"fleet" jsonschema_description:"how instances of the image run and are replaced"`

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/artifact/registry"
 )
 
 var (
@@ -63,7 +64,7 @@ func load(s *source, dir string, o Options) (*Template, error) {
 		Name: doc.Name, Version: doc.Version, Tags: doc.Tags, Labels: doc.Labels,
 		Seal: Seal{Skip: doc.Seal.Skip}, Secrets: keys(l.scope.secrets),
 	}
-	t.Sign, t.Tagged = doc.Sign.Key, l.tagged
+	t.Sign, t.Store, t.Tagged = doc.Sign.Key, doc.Store, l.tagged
 	t.Variables, t.Sensitive = l.shown()
 	if err := l.words(root, doc); err != nil {
 		return nil, err
@@ -191,6 +192,11 @@ func (l *loader) words(root *node, doc document) error {
 	}
 	if doc.Version != "" && !tagPattern.MatchString(doc.Version) {
 		return bad(root.get("version").value, "a version", doc.Version, "letters, digits, and . _ + - after the first")
+	}
+	if doc.Store != "" {
+		if a, err := registry.Parse(doc.Store); err != nil || a.Tag != "" || a.Dig != "" {
+			return bad(root.get("store").value, "a store", doc.Store, "a place in a registry, as oci://registry.example.com/team")
+		}
 	}
 	for i, t := range doc.Tags {
 		if !tagPattern.MatchString(t) {

@@ -27,6 +27,7 @@ type Template struct {
 	Seal      Seal
 	Fleet     *Fleet        // nil: no fleet
 	Retention *retain.Rules // of the images of this name; nil: nothing is removed
+	Store     string        // address of a registry; "": the local store
 	Sign      string        // name or path of the key that signs; "": nobody does
 	Secrets   []string      // values of sensitive variables, for the redactor
 

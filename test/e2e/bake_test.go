@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/rebake/rebake/internal/state"
+	"github.com/rebake/rebake/test/servers"
 )
 
 // tiny is a template on the tiny guest; its page says the release.
@@ -189,11 +190,14 @@ func TestAFailedTestRegistersNothing(t *testing.T) {
 	}
 }
 
+// The parent is made by one machine and the child by another, which share a registry.
 func TestAChildOfAnImageKeepsWhatItsParentHad(t *testing.T) {
-	w := newWorld(t)
-	w.write("parent.yaml", tiny(""))
-	w.rebake(0, "build", "parent.yaml", "--skip-test", "--var", "release=parent")
+	store := "oci://" + startRegistry(t) + "/team"
+	first, w := newWorld(t), newWorld(t)
+	first.write("parent.yaml", tiny(""))
+	first.rebake(0, "--store", store, "build", "parent.yaml", "--skip-test", "--var", "release=parent")
 	w.write("child.yaml", `name: child
+store: `+store+`
 build:
   qemu:
     from: {image: "tiny:latest"}
@@ -205,5 +209,22 @@ test:
   - file: {path: /www/child, contains: child}
 `)
 	w.rebake(0, "build", "child.yaml")
-	w.rebake(0, "images", "verify", "child:latest")
+	first.rebake(0, "--store", store, "images", "verify", "child:latest")
+	out, _ := first.rebake(0, "--store", store, "images", "ls")
+	if !strings.Contains(out, "\nchild ") || !strings.Contains(out, "\ntiny ") {
+		t.Errorf("the registry has:\n%s", out)
+	}
+	if out, _ = first.rebake(0, "images", "ls"); !strings.Contains(out, "no images yet") {
+		t.Errorf("the first machine's own store has:\n%s", out)
+	}
+}
+
+func startRegistry(t *testing.T) string {
+	t.Helper()
+	addr, stop, err := servers.DockerRegistry(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stop)
+	return addr
 }

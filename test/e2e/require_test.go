@@ -11,24 +11,31 @@ import (
 	"github.com/rebake/rebake/internal/statement"
 )
 
-// TestAFleetRefusesWhatItDoesNotTrust is the policy on real parts: a fleet takes a
-// signed and tested image, and refuses an unsigned, an untested and a tampered one,
-// each in its own words, while the one before serves.
+// TestAFleetRefusesWhatItDoesNotTrust is the policy on real parts: one machine
+// makes images and another runs them, and they share a registry. The fleet takes
+// a signed and tested image, and refuses an unsigned, an untested and a tampered
+// one, each in its own words, while the one before serves.
 func TestAFleetRefusesWhatItDoesNotTrust(t *testing.T) {
 	t.Parallel() // it waits more than it works
-	w := newWorld(t)
+	maker, w := newWorld(t), newWorld(t)
 	addr := freeAddr(t)
 	url := "http://" + addr + "/cgi-bin/app"
 	plain := strings.Replace(fleetTemplate(addr), "fleet:\n", "fleet:\n  require: {signed_by: [release], tests: passed, provenance: true, max_age: 30d}\n", 1)
-	w.write("t.yaml", "sign: release\n"+plain)
-	w.write("unsigned.yaml", plain)
-	w.rebake(0, "key", "generate", "release", "--type", statement.Ed25519)
+	store := "store: oci://" + startRegistry(t) + "/team\n"
+	maker.write("t.yaml", "sign: release\n"+store+plain)
+	maker.write("unsigned.yaml", store+plain)
+	maker.rebake(0, "key", "generate", "release", "--type", statement.Ed25519)
+	key, _ := maker.rebake(0, "key", "show", "release")
+	w.write("release.pub", key)
+	w.write("t.yaml", store+strings.Replace(plain, "[release]", "[release.pub]", 1))
 
-	w.rebake(0, "up", "t.yaml", "--var", "release=1")
+	maker.rebake(0, "build", "t.yaml", "--var", "release=1")
+	w.rebake(0, "deploy", "t.yaml", "--var", "release=1")
 	if got := body(t, url); got != "release 1\n" {
 		t.Fatalf("the signed image serves %q", got)
 	}
-	out, _ := w.rebake(0, "verify", "tiny:latest", "--key", "release")
+	at := strings.TrimSpace(strings.TrimPrefix(store, "store: "))
+	out, _ := w.rebake(0, "--store", at, "verify", "tiny:latest", "--key", "release.pub")
 	if !strings.Contains(out, "signed by key release") || !strings.Contains(out, "ok     bytes") {
 		t.Errorf("verify: %s", out)
 	}
@@ -44,16 +51,16 @@ func TestAFleetRefusesWhatItDoesNotTrust(t *testing.T) {
 			t.Errorf("%s: it serves %q", what, got)
 		}
 	}
-	w.rebake(0, "build", "unsigned.yaml", "--var", "release=2", "--skip-test")
+	maker.rebake(0, "build", "unsigned.yaml", "--var", "release=2", "--skip-test")
 	refused("unsigned, untested", "unsigned: it carries no signature", "untested: no test result", "without provenance: none is attached")
-	w.rebake(0, "sign", "tiny:latest", "--key", "release")
+	maker.rebake(0, "--store", at, "sign", "tiny:latest", "--key", "release")
 	refused("signed, untested", "untested: no test result")
 
-	w.rebake(0, "build", "t.yaml", "--var", "release=3")
-	out, _ = w.rebake(0, "images", "show", "tiny:latest")
+	maker.rebake(0, "build", "t.yaml", "--var", "release=3")
+	out, _ = w.rebake(0, "--store", at, "images", "show", "tiny:latest")
 	content := between(out, "sha256:", "\n", "content")
 	disk := filepath.Join(w.home, "cache", "disks", content+".raw")
-	w.rebake(0, "images", "export", "tiny:latest", disk, "--format", "raw") // as a launch leaves it
+	w.rebake(0, "--store", at, "images", "export", "tiny:latest", disk, "--format", "raw") // as a launch leaves it
 	b, err := os.ReadFile(disk)
 	if err != nil {
 		t.Fatal(err)
