@@ -171,24 +171,24 @@ func TestSixteenAttachAtOnce(t *testing.T) {
 			addr, first := start(t), store(t)
 			img := bake(t, first, "1", noise(21, 100<<10))
 			to := at(t, "oci://"+addr+"/x")
-			if _, err := Push(t.Context(), first, img, to, quick); err != nil {
+			if _, err := Push(t.Context(), first, img, to, patient); err != nil {
 				t.Fatal(err)
 			}
 			var wg sync.WaitGroup
 			for i := range 16 {
 				s := store(t)
-				if _, err := Pull(t.Context(), at(t, "oci://"+addr+"/x/team/web:1"), s, "", quick); err != nil {
+				if _, err := Pull(t.Context(), at(t, "oci://"+addr+"/x/team/web:1"), s, "", patient); err != nil {
 					t.Fatal(err)
 				}
 				attach(t, s, img, int64(i+1), fmt.Sprint(i))
 				wg.Go(func() {
-					if res, err := Push(t.Context(), s, img, to, quick); err != nil || res.Attached != 1 {
+					if res, err := Push(t.Context(), s, img, to, patient); err != nil || res.Attached != 1 {
 						t.Errorf("%d were sent, %v", res.Attached, err)
 					}
 				})
 			}
 			wg.Wait()
-			if res, err := Pull(t.Context(), at(t, "oci://"+addr+"/x/team/web:1"), first, "", quick); err != nil || res.Attached != 16 {
+			if res, err := Pull(t.Context(), at(t, "oci://"+addr+"/x/team/web:1"), first, "", patient); err != nil || res.Attached != 16 {
 				t.Errorf("%d of 16 came, %v", res.Attached, err)
 			}
 		})

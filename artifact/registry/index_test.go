@@ -44,13 +44,13 @@ func TestPlatforms(t *testing.T) {
 			push := func(arch string) error {
 				img := images[arch]
 				img.Tags = []string{"stable"}
-				_, err := Push(t.Context(), stores[arch], img, place, quick)
+				_, err := Push(t.Context(), stores[arch], img, place, patient)
 				return err
 			}
 			if err := push("amd64"); err != nil {
 				t.Fatal(err)
 			}
-			c, err := newClient(quick)
+			c, err := newClient(patient)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -70,7 +70,7 @@ func TestPlatforms(t *testing.T) {
 				t.Helper()
 				for arch, img := range images {
 					to := store(t)
-					got, err := Pull(t.Context(), from, to, arch, quick)
+					got, err := Pull(t.Context(), from, to, arch, patient)
 					if err != nil || got.Image.Digest != img.Digest {
 						t.Errorf("%s: %s, %v; want %s", arch, got.Image.Digest, err, img.Digest)
 						continue
@@ -82,7 +82,7 @@ func TestPlatforms(t *testing.T) {
 			}
 			pulls(version)
 			pulls(at(t, "oci://"+addr+"/x/team/web:stable"))
-			if _, err := Pull(t.Context(), version, store(t), "s390x", quick); err == nil || !strings.Contains(err.Error(), "arm64/qemu @"+string(images["arm64"].Digest)) {
+			if _, err := Pull(t.Context(), version, store(t), "s390x", patient); err == nil || !strings.Contains(err.Error(), "arm64/qemu @"+string(images["arm64"].Digest)) {
 				t.Errorf("an architecture that is not there: %v", err)
 			}
 			// Again changes nothing; another image of a platform is refused.
@@ -99,11 +99,11 @@ func TestPlatforms(t *testing.T) {
 			}
 			other := store(t)
 			img := bakeFor(t, other, "arm64", "qemu", 49)
-			if _, err := Push(t.Context(), other, img, place, quick); !errors.Is(err, artifact.ErrExists) || tag() != was {
+			if _, err := Push(t.Context(), other, img, place, patient); !errors.Is(err, artifact.ErrExists) || tag() != was {
 				t.Errorf("another image of a platform: %v", err)
 			}
 			asOthersRead(t, addr, images)
-			res, err := Copy(t.Context(), version, at(t, "oci://"+addr+"/prod"), quick)
+			res, err := Copy(t.Context(), version, at(t, "oci://"+addr+"/prod"), patient)
 			if err != nil || res.Attached != 3 {
 				t.Fatalf("copy: %+v, %v", res, err)
 			}
@@ -139,7 +139,7 @@ func asOthersRead(t *testing.T, addr string, images map[string]artifact.Image) {
 func storeOfPlatforms(t *testing.T, addr string, images map[string]artifact.Image) {
 	t.Helper()
 	for _, arch := range []string{"arm64", "amd64"} {
-		s, err := Open(store(t), at(t, "oci://"+addr+"/x"), quick)
+		s, err := Open(store(t), at(t, "oci://"+addr+"/x"), patient)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -159,7 +159,7 @@ func storeOfPlatforms(t *testing.T, addr string, images map[string]artifact.Imag
 	}
 	// Removing one leaves the others, with the tags that they share.
 	local := store(t)
-	s, err := Open(local, at(t, "oci://"+addr+"/x"), quick)
+	s, err := Open(local, at(t, "oci://"+addr+"/x"), patient)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -116,7 +116,12 @@ func disk(t *testing.T, s *oci.Store, img artifact.Image) []byte {
 	return b
 }
 
-var quick = Options{first: time.Millisecond}
+var (
+	quick = Options{first: time.Millisecond}
+	// patient is for many writers at once: docker-registry answers 500 for a tag
+	// that is being written, several times in a row.
+	patient = Options{first: 20 * time.Millisecond}
+)
 
 func TestRoundTrip(t *testing.T) {
 	addr, one, two := server(t), store(t), store(t)
@@ -318,7 +323,7 @@ func TestSixteenAtOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for _, img := range images {
 		wg.Go(func() {
-			if _, err := Push(t.Context(), from, img, at(t, "oci://"+addr+"/x"), quick); err != nil {
+			if _, err := Push(t.Context(), from, img, at(t, "oci://"+addr+"/x"), patient); err != nil {
 				t.Error(err)
 			}
 		})
@@ -326,7 +331,7 @@ func TestSixteenAtOnce(t *testing.T) {
 	wg.Wait()
 	to := store(t)
 	for i, img := range images {
-		got, err := Pull(t.Context(), at(t, fmt.Sprintf("oci://%s/x/team/web:tag-%d", addr, i)), to, "", quick)
+		got, err := Pull(t.Context(), at(t, fmt.Sprintf("oci://%s/x/team/web:tag-%d", addr, i)), to, "", patient)
 		if err != nil || got.Image.Digest != img.Digest {
 			t.Errorf("%d: %s, %v", i, got.Image.Digest, err)
 		}

@@ -26,13 +26,13 @@ func TestStore(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				s, err := Open(local, at(t, fmt.Sprintf("oci://%s/suite/%d", addr, n.Add(1))), quick)
+				s, err := Open(local, at(t, fmt.Sprintf("oci://%s/suite/%d", addr, n.Add(1))), patient)
 				if err != nil {
 					t.Fatal(err)
 				}
 				return s, dir
 			}
-			conformance.Store(t, func(t *testing.T) artifact.Store { s, _ := open(t); return s })
+			conformance.StoreOver(t, func(t *testing.T) artifact.Store { s, _ := open(t); return s })
 			conformance.StoreAttach(t, func(t *testing.T) (artifact.Store, func([]byte)) {
 				s, dir := open(t)
 				return s, func(body []byte) {

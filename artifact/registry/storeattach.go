@@ -7,6 +7,7 @@ import (
 
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/artifact/oci"
+	"golang.org/x/sync/errgroup"
 )
 
 // Describe implements artifact.Attacher.
@@ -66,6 +67,34 @@ func (s *Store) Attached(ctx context.Context, to artifact.Digest, kind string) (
 		return nil, s.told(err)
 	}
 	return s.local.Attached(ctx, to, kind)
+}
+
+// AttachedAll implements artifact.AttachedLister for the images that were asked
+// for here, some at once.
+func (s *Store) AttachedAll(ctx context.Context, kind string) (map[artifact.Digest][]artifact.Attachment, error) {
+	copies, err := s.local.Copies(ctx, s.String())
+	if err != nil {
+		return nil, err
+	}
+	lists := make([][]artifact.Attachment, len(copies))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(2 * s.c.o.Parallel)
+	for i, img := range copies {
+		g.Go(func() (err error) {
+			lists[i], err = s.Attached(gctx, img.Digest, kind)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	out := map[artifact.Digest][]artifact.Attachment{}
+	for i, img := range copies {
+		if len(lists[i]) > 0 {
+			out[img.Digest] = lists[i]
+		}
+	}
+	return out, nil
 }
 
 // ReadAttachment implements artifact.Attacher.

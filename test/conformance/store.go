@@ -19,9 +19,15 @@ import (
 
 // Store is the suite of artifact.Store and, for a store that has them, of
 // Lister, Deleter, Retirer (and Deleter with it) and Verifier. Each call of open returns an empty store.
-func Store(t *testing.T, open func(t *testing.T) artifact.Store) {
+func Store(t *testing.T, open func(t *testing.T) artifact.Store) { store(t, open, 12) }
+
+// StoreOver is the same for a store that keeps its disks in one which passes
+// Store: with fewer random ones.
+func StoreOver(t *testing.T, open func(t *testing.T) artifact.Store) { store(t, open, 2) }
+
+func store(t *testing.T, open func(t *testing.T) artifact.Store, seeds uint64) {
 	t.Run("what is fetched is what was written", func(t *testing.T) { storeRoundTrip(t, open(t)) })
-	t.Run("random disks with parents", func(t *testing.T) { storeRandom(t, open(t)) })
+	t.Run("random disks with parents", func(t *testing.T) { storeRandom(t, open(t), seeds) })
 	t.Run("a disk made smaller, then larger", func(t *testing.T) { storeRegrown(t, open(t)) })
 	t.Run("what the store has is not added again", func(t *testing.T) { storeTwins(t, open(t)) })
 	t.Run("a disk that lies is refused", func(t *testing.T) { storeBadDisks(t, open(t)) })
@@ -126,8 +132,8 @@ func storeRoundTrip(t *testing.T, s artifact.Store) {
 	}
 }
 
-func storeRandom(t *testing.T, s artifact.Store) {
-	for seed := range uint64(12) {
+func storeRandom(t *testing.T, s artifact.Store, seeds uint64) {
+	for seed := range seeds {
 		r := rand.New(rand.NewPCG(seed, 42))
 		data := noise(seed, 1+r.IntN(40*block))
 		d := flat(data)
