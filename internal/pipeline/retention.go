@@ -238,7 +238,7 @@ func (e Env) removeSome(ctx context.Context, o Retention, todo []retain.Decision
 			event.Infof(ctx, "%s stays after all: %s", imageName(d.Image), d.Why)
 			continue
 		}
-		r, rerr := e.retire(ctx, d.Image, ByRetention+d.Why)
+		r, rerr := e.retire(ctx, d.Image, ByRetention+todo[n].Why)
 		switch {
 		case errors.Is(rerr, artifact.ErrInUse):
 			event.Infof(ctx, "%s stays after all: %v", imageName(d.Image), rerr)
