@@ -148,7 +148,7 @@ func commands() []*cli.Command {
 	return []*cli.Command{
 		upCommand(), buildCommand(), validateCommand(), initCommand(),
 		deployCommand(), rollbackCommand(), fleetCommand(), imagesCommand(), pushCommand(), pullCommand(), copyCommand(), importCommand(), vagrantCommand(), keyCommand(), signCommand(), verifyCommand(),
-		tagCommand(), promoteCommand(), channelCommand(), revokeCommand(), restoreCommand(), planCommand(), cacheCommand(), shellCommand(),
+		diffCommand(), blameCommand(), sbomCommand(), tagCommand(), promoteCommand(), channelCommand(), revokeCommand(), restoreCommand(), planCommand(), cacheCommand(), shellCommand(),
 		doctorCommand(), gcCommand(), schemaCommand(), docsCommand(), completionCommand(), versionCommand(),
 	}
 }

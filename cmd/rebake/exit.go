@@ -73,7 +73,7 @@ func status(err error) int {
 		return exitLocked
 	case errors.Is(err, fleet.ErrPaused):
 		return exitPaused
-	case errors.Is(err, fleet.ErrRefused), errors.As(err, new(*require.Refusal)), errors.Is(err, lifecycle.ErrRevoked):
+	case errors.Is(err, fleet.ErrRefused), errors.As(err, new(*require.Refusal)), errors.Is(err, lifecycle.ErrRevoked), errors.Is(err, errDiffers):
 		return exitRefused
 	}
 	return exitFailed

@@ -66,7 +66,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"ok": scriptOK, "fails": scriptFails, "json": scriptJSON, "mkimage": scriptMkimage,
 			"mkfleet": scriptMkfleet, "hold": scriptHold, "stall": scriptStall, "schema": scriptSchema,
-			"registry": scriptRegistry, "doctor": scriptDoctor, "printf": scriptPrintf, "damage": scriptDamage, "serve": scriptServe,
+			"registry": scriptRegistry, "doctor": scriptDoctor, "printf": scriptPrintf, "damage": scriptDamage, "serve": scriptServe, "holds": scriptHolds,
 		},
 	})
 }

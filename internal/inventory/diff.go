@@ -33,22 +33,31 @@ type Size struct {
 	Grew int64  `json:"grew"`
 }
 
+// Owned is how many files of one package were changed; Package "" is none.
+type Owned struct {
+	Package string `json:"package"`
+	Added   int    `json:"added,omitempty"`
+	Removed int    `json:"removed,omitempty"`
+	Changed int    `json:"changed,omitempty"`
+}
+
 // Diff is what tells image B from image A. Lists are sorted by name. Where one of
-// the two has no files listed, nothing is said of files: FilesUnknown.
+// the two cannot tell (Inventory.Unknown), nothing is said: that is in Unknown.
 type Diff struct {
-	Packages     []Change `json:"packages"`
-	Config       []Change `json:"config"` // files below /etc
-	Files        []Change `json:"files"`  // all others
-	SetID        []string `json:"setid"`  // files that are setuid or setgid and were not
-	Ports        []Change `json:"ports"`
-	Users        []Change `json:"users"`
-	Groups       []Change `json:"groups"`
-	Units        []Change `json:"units"`
-	Cron         []Change `json:"cron"`
-	Kernel       []Change `json:"kernel"`
-	SSHD         []Change `json:"sshd"`
-	Sizes        []Size   `json:"sizes"` // of the upper two levels, what grew or shrank
-	FilesUnknown bool     `json:"files_unknown,omitempty"`
+	Packages []Change `json:"packages"`
+	Config   []Change `json:"config"` // files below /etc
+	Files    []Change `json:"files"`  // all others
+	SetID    []string `json:"setid"`  // files that are setuid or setgid and were not
+	Ports    []Change `json:"ports"`
+	Users    []Change `json:"users"`
+	Groups   []Change `json:"groups"`
+	Units    []Change `json:"units"`
+	Cron     []Change `json:"cron"`
+	Kernel   []Change `json:"kernel"`
+	SSHD     []Change `json:"sshd"`
+	Sizes    []Size   `json:"sizes"`             // of the upper two levels, what grew or shrank
+	Owners   []Owned  `json:"owners"`            // of the changed files, by package
+	Unknown  []string `json:"unknown,omitempty"` // files, packages, ports, …
 }
 
 // Compare tells what was done to get from a to b. Compare(a, a) is empty.
@@ -59,11 +68,19 @@ func Compare(a, b *Inventory) Diff {
 		Users:  compare(by(a.Users, User.parts), by(b.Users, User.parts)),
 		Groups: compare(by(a.Groups, Group.parts), by(b.Groups, Group.parts)),
 		Kernel: compare(kernels(a), kernels(b)), SSHD: compare(settings(a), settings(b)),
-		FilesUnknown: (len(a.Files) == 0) != (len(b.Files) == 0),
 	}
-	if !d.FilesUnknown {
-		d.compareFiles(a.Files, b.Files)
+	for part, l := range map[string]*[]Change{"packages": &d.Packages, "ports": &d.Ports, "units": &d.Units, "cron": &d.Cron, "sshd": &d.SSHD, "files": nil} {
+		switch {
+		case a.Unknown[part] != "" || b.Unknown[part] != "":
+			d.Unknown = append(d.Unknown, part)
+			if l != nil {
+				*l = []Change{}
+			}
+		case part == "files":
+			d.compareFiles(a.Files, b.Files)
+		}
 	}
+	slices.Sort(d.Unknown)
 	return d
 }
 
@@ -179,7 +196,7 @@ func comparable(a, b File) bool {
 }
 
 func (d *Diff) compareFiles(a, b []File) {
-	d.Config, d.Files, d.SetID, d.Sizes = []Change{}, []Change{}, []string{}, []Size{}
+	d.Config, d.Files, d.SetID, d.Sizes, d.Owners = []Change{}, []Change{}, []string{}, []Size{}, []Owned{}
 	was := make(map[string]File, len(a))
 	sizes := map[string]int64{}
 	for _, f := range a {
@@ -187,7 +204,14 @@ func (d *Diff) compareFiles(a, b []File) {
 		sizes[top(f.Path)] -= f.Size
 	}
 	is := make(map[string]bool, len(b))
-	add := func(c Change) {
+	owners := map[string]*Owned{}
+	add := func(c Change, owner string) {
+		o := owners[owner]
+		if o == nil {
+			o = &Owned{Package: owner}
+			owners[owner] = o
+		}
+		*map[string]*int{Added: &o.Added, Removed: &o.Removed, Changed: &o.Changed}[c.What]++
 		if strings.HasPrefix(c.Name, "/etc/") {
 			d.Config = append(d.Config, c)
 		} else {
@@ -202,20 +226,23 @@ func (d *Diff) compareFiles(a, b []File) {
 			d.SetID = append(d.SetID, f.Path)
 		}
 		if digest := comparable(old, f); !ok {
-			add(Change{f.Path, Added, "", facts(f, true)})
+			add(Change{f.Path, Added, "", facts(f, true)}, f.Package)
 		} else if from, to := facts(old, digest), facts(f, digest); from != to {
-			add(Change{f.Path, Changed, from, to})
+			add(Change{f.Path, Changed, from, to}, f.Package)
 		}
 	}
 	for _, f := range a {
 		if !is[f.Path] {
-			add(Change{f.Path, Removed, facts(f, true), ""})
+			add(Change{f.Path, Removed, facts(f, true), ""}, f.Package)
 		}
 	}
 	for _, l := range [][]Change{d.Config, d.Files} {
 		slices.SortFunc(l, func(x, y Change) int { return cmp.Compare(x.Name, y.Name) })
 	}
 	slices.Sort(d.SetID)
+	for _, name := range slices.Sorted(maps.Keys(owners)) {
+		d.Owners = append(d.Owners, *owners[name])
+	}
 	for _, dir := range slices.Sorted(maps.Keys(sizes)) {
 		if sizes[dir] != 0 {
 			d.Sizes = append(d.Sizes, Size{dir, sizes[dir]})
@@ -235,7 +262,7 @@ func Gates() []string {
 }
 
 // Broken are those of the gates that the diff does not pass, with how many changes
-// there are. A gate about files that nobody listed is not passed: "unknown". What
+// there are. A gate about what one of the two cannot tell is not passed: "unknown". What
 // only went away passes the gates setuid and port, which are about new dangers.
 func (d Diff) Broken(gates []string) ([]string, error) {
 	ports := 0
@@ -246,14 +273,15 @@ func (d Diff) Broken(gates []string) ([]string, error) {
 	}
 	n := map[string]int{"config": len(d.Config), "cron": len(d.Cron), "file": len(d.Files), "group": len(d.Groups), "kernel": len(d.Kernel),
 		"package": len(d.Packages), "port": ports, "setuid": len(d.SetID), "sshd": len(d.SSHD), "unit": len(d.Units), "user": len(d.Users)}
+	part := map[string]string{"config": "files", "file": "files", "setuid": "files", "package": "packages", "port": "ports", "unit": "units", "cron": "cron", "sshd": "sshd"}
 	var out []string
 	for _, g := range gates {
 		count, ok := n[g]
 		switch {
 		case !ok:
 			return nil, fmt.Errorf("no gate %q; there are %s", g, strings.Join(Gates(), ", "))
-		case d.FilesUnknown && (g == "config" || g == "file" || g == "setuid"):
-			out = append(out, g+": unknown, one image lists no files")
+		case slices.Contains(d.Unknown, part[g]):
+			out = append(out, g+": unknown, one of the images cannot tell its "+part[g])
 		case count > 0:
 			out = append(out, fmt.Sprintf("%s: %d", g, count))
 		}

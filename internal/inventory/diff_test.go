@@ -61,7 +61,7 @@ func TestADiffIsWhatTellsTwoApart(t *testing.T) {
 				t.Fatalf("%s: %v is not %v", what, c[0], c[1])
 			}
 		}
-		if !d.FilesUnknown {
+		{
 			got, want := apply(by(a.Files, file), append(slices.Clone(d.Config), d.Files...)), by(b.Files, file)
 			for _, f := range b.Files { // digests of two kinds are not compared
 				if i := slices.IndexFunc(a.Files, func(o File) bool { return o.Path == f.Path }); i >= 0 && !comparable(a.Files[i], f) {
@@ -99,9 +99,14 @@ func TestGatesAndSummary(t *testing.T) {
 	if _, err := d.Broken([]string{"suid"}); err == nil || !strings.Contains(err.Error(), "there are config, cron") {
 		t.Error(err)
 	}
-	b.Files = nil
-	if got, _ := Compare(a, b).Broken([]string{"setuid"}); len(got) != 1 {
-		t.Error("a gate about files passed, and nobody listed them")
+	b.Files, b.Packages, b.Unknown = nil, nil, map[string]string{"files": "not asked for", "packages": "no dpkg-query"}
+	for _, d := range []Diff{Compare(a, b), Compare(b, a), Compare(b, b)} {
+		if got, _ := d.Broken([]string{"setuid", "package", "user"}); len(got) != 2 || !strings.HasPrefix(got[0], "setuid: unknown") || !strings.HasPrefix(got[1], "package: unknown") {
+			t.Errorf("%q: a gate passed, and nobody can tell", got)
+		}
+		if got := d.Summary().Text; !strings.HasSuffix(got, "unknown: files, packages") || len(d.Packages)+len(d.Files) > 0 {
+			t.Errorf("%s: %+v", got, d)
+		}
 	}
 }
 

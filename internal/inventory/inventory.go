@@ -43,9 +43,10 @@ type Inventory struct {
 	Units    []string            `json:"units"` // enabled: target.wants/name
 	Users    []User              `json:"users"`
 	Groups   []Group             `json:"groups"`
-	Ports    []string            `json:"ports"` // listening: tcp 0.0.0.0:22
-	SSHD     map[string][]string `json:"sshd"`  // sshd -T: nil where there is none
-	Cron     []string            `json:"cron"`  // files of cron, and enabled timers
+	Ports    []string            `json:"ports"`             // listening: tcp 0.0.0.0:22
+	SSHD     map[string][]string `json:"sshd"`              // sshd -T: nil where there is none
+	Cron     []string            `json:"cron"`              // files of cron, and enabled timers
+	Unknown  map[string]string   `json:"unknown,omitempty"` // what could not be told, and why: files, digests, owners, packages, ports, sshd, units, cron
 }
 
 // Package is one installed package.
@@ -87,6 +88,15 @@ type Group struct {
 	Members string `json:"members,omitempty"` // separated by commas
 }
 
+// String says how much there is.
+func (inv *Inventory) String() string {
+	s := fmt.Sprintf("%d packages", len(inv.Packages))
+	if len(inv.Files) > 0 {
+		s += fmt.Sprintf(", %d files", len(inv.Files))
+	}
+	return s + fmt.Sprintf(", %d users, %d units, %d ports", len(inv.Users), len(inv.Units), len(inv.Ports))
+}
+
 // Encode is the inventory as it is attached; the same one gives the same bytes.
 func Encode(inv *Inventory) ([]byte, error) {
 	b, err := json.Marshal(inv)
@@ -94,7 +104,7 @@ func Encode(inv *Inventory) ([]byte, error) {
 		return nil, err
 	}
 	if len(b) > maxJSON {
-		return nil, fmt.Errorf("the inventory has %d MiB, more than %d: take the packages alone", len(b)>>20, maxJSON>>20)
+		return nil, fmt.Errorf("the inventory has %d MiB, more than %d: take seal.inventory: packages", len(b)>>20, maxJSON>>20)
 	}
 	w, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
 	if err != nil {

@@ -22,36 +22,58 @@ type parser struct {
 	written map[string]int64 // package: when its list of files was
 	pkg     string           // whose list it is
 	apk     Package
-	dir     string // of apk's files
+	dir     string   // of apk's files
+	half    string   // a file's record, whose link comes next
+	names   []string // of a lot, whose stats come next
+	more    int      // names of it that are still to come, and the stats
+	ended   bool
+	every   bool // file is to be read
 }
 
-// parse also returns the numbers of the files that should be read.
-func parse(out []byte, root string) (*Inventory, []int, error) {
-	p := parser{root: root, owner: map[string]string{}, md5: map[string]string{}, written: map[string]int64{}}
-	p.inv.Format, p.inv.OS = 1, map[string]string{}
-	rest, ended := string(out), false
-	for rest != "" && !ended {
-		rec, after, ok := strings.Cut(rest, "\x00")
-		if !ok {
-			break
+func newParser(root string) *parser {
+	p := &parser{root: root, owner: map[string]string{}, md5: map[string]string{}, written: map[string]int64{}}
+	p.inv.Format, p.inv.OS, p.inv.Unknown = 1, map[string]string{}, map[string]string{}
+	return p
+}
+
+// take takes one record in.
+func (p *parser) take(rec string) error {
+	switch {
+	case p.ended:
+	case p.half != "":
+		half := p.half
+		p.half = ""
+		return p.file(half, rec)
+	case p.more > 1:
+		p.more--
+		p.names = append(p.names, rec)
+	case p.more == 1:
+		names := p.names
+		p.more, p.names = 0, nil
+		return p.stats(names, rec)
+	case rec == ".":
+		p.ended = true
+	case len(rec) < 2:
+	case rec[0] == 'f':
+		p.half = rec
+	case rec[0] == 'B':
+		n, err := strconv.Atoi(strings.TrimPrefix(rec[1:], " "))
+		if err != nil || n < 0 || n > maxEntries {
+			return fmt.Errorf("%.80q is no lot of files", rec)
 		}
-		if rest = after; len(rec) < 2 {
-			ended = rec == "."
-			continue
-		}
-		if rec[0] == 'f' || rec[0] == 'F' {
-			var link string
-			if link, rest, ok = strings.Cut(rest, "\x00"); !ok {
-				break
-			}
-			if err := p.file(rec, link); err != nil {
-				return nil, nil, err
-			}
-			continue
-		}
+		p.more = n + 1
+	default:
 		p.record(rec)
+		if max(len(p.owner), len(p.md5), len(p.inv.Packages), len(p.inv.Units), len(p.inv.Users), len(p.inv.Groups)) > maxEntries {
+			return fmt.Errorf("%w: more than %d entries", errFiles, maxEntries)
+		}
 	}
-	if !ended {
+	return nil
+}
+
+// end also returns the numbers of the files that should be read.
+func (p *parser) end() (*Inventory, []int, error) {
+	if !p.ended {
 		return nil, nil, errors.New("take the inventory: the guest stopped in the middle of it")
 	}
 	p.endAPK()
@@ -64,9 +86,7 @@ func (p *parser) record(rec string) {
 	v := strings.TrimPrefix(rec[1:], " ")
 	switch kind {
 	case 'k':
-		inv.Kernel = v
-	case 'm':
-		inv.Machine = v
+		inv.Kernel, inv.Machine, _ = strings.Cut(v, " ")
 	case 'c':
 		inv.Cmdline = v
 	case 'K':
@@ -74,6 +94,10 @@ func (p *parser) record(rec string) {
 	case 'o':
 		if k, s, ok := strings.Cut(v, "="); ok && len(inv.OS) < 100 {
 			inv.OS[k] = strings.Trim(s, `"'`)
+		}
+	case 'x':
+		if part, why, ok := strings.Cut(v, ": "); ok && len(p.inv.Unknown) < 100 {
+			p.inv.Unknown[part] = strings.TrimSpace(strings.ToValidUTF8(why[:min(200, len(why))], ""))
 		}
 	case 'U':
 		if f := strings.Split(v, ":"); len(f) == 7 {
@@ -201,36 +225,69 @@ func (p *parser) port(f []string) {
 	}
 }
 
-// file reads find's record, or the one of stat.
+// stats reads what stat says of a lot of files, in their order: mode in hex, owner,
+// group, size, time, and then the name, maybe in quotes, with the target of a link.
+// Of a file that went meanwhile it says nothing. Names may hold new lines.
+func (p *parser) stats(names []string, out string) error {
+	for _, name := range names {
+		f := strings.SplitN(out, " ", 6)
+		if len(f) != 6 {
+			break // the rest went
+		}
+		rest, quote := f[5], ""
+		switch {
+		case strings.HasPrefix(rest, "'"+name+"'"):
+			rest, quote = rest[len(name)+2:], "'"
+		case strings.HasPrefix(rest, name):
+			rest = rest[len(name):]
+		default:
+			continue
+		}
+		link := ""
+		if to, ok := strings.CutPrefix(rest, " -> "+quote); ok {
+			if link, out, ok = strings.Cut(to, quote+"\n"); !ok {
+				continue
+			}
+		} else if rest, ok = strings.CutPrefix(rest, "\n"); ok {
+			out = rest
+		} else {
+			continue
+		}
+		mode, err := strconv.ParseUint(f[0], 16, 32)
+		if err != nil {
+			return fmt.Errorf("%.80q is no file", name)
+		}
+		kind := map[uint64]string{0o10: "f", 0o4: "d", 0o12: "l", 0o6: "b", 0o2: "c", 0o1: "p", 0o14: "s"}[mode>>12]
+		if err := p.file(fmt.Sprintf("f %s %o %s %s %s %s %s", kind, mode&0o7777, f[1], f[2], f[3], f[4], name), link); err != nil {
+			return err
+		}
+	}
+	if out != "" {
+		return fmt.Errorf("%w: stat says %.80q", errFiles, out)
+	}
+	return nil
+}
+
+// file reads find's record: type, mode, owner, group, size, time, name.
 func (p *parser) file(rec, link string) error {
 	f := strings.SplitN(rec, " ", 8)
 	if len(p.inv.Files) >= maxEntries {
-		return fmt.Errorf("take the inventory: there are more than %d files: take the packages alone", maxEntries)
-	}
-	var e File
-	var mode, uid, gid uint64
-	var errs [4]error
-	if rec[0] == 'F' {
-		if f = strings.SplitN(rec, " ", 7); len(f) == 7 {
-			mode, errs[0] = strconv.ParseUint(f[1], 16, 32)
-			e.Type = map[uint64]string{0o10: "f", 0o4: "d", 0o12: "l", 0o6: "b", 0o2: "c", 0o1: "p", 0o14: "s"}[mode>>12]
-			mode &= 0o7777
-			f = slices.Insert(f, 1, e.Type)
-		}
-	} else if len(f) == 8 {
-		e.Type = f[1]
-		mode, errs[0] = strconv.ParseUint(f[2], 8, 32)
+		return fmt.Errorf("%w: more than %d files", errFiles, maxEntries)
 	}
 	if len(f) != 8 {
-		return fmt.Errorf("take the inventory: %.80q is no file", rec)
+		return fmt.Errorf("%.80q is no file", rec)
 	}
+	e := File{Type: f[1]}
+	var mode, uid, gid uint64
+	var errs [4]error
+	mode, errs[0] = strconv.ParseUint(f[2], 8, 32)
 	uid, errs[1] = strconv.ParseUint(f[3], 10, 32)
 	gid, errs[2] = strconv.ParseUint(f[4], 10, 32)
 	e.Size, errs[3] = strconv.ParseInt(f[5], 10, 64)
 	when, _, _ := strings.Cut(f[6], ".")
 	at, err := strconv.ParseInt(when, 10, 64)
 	if err := cmp.Or(errs[0], errs[1], errs[2], errs[3], err); err != nil {
-		return fmt.Errorf("take the inventory: %.80q is no file", rec)
+		return fmt.Errorf("%.80q is no file", rec)
 	}
 	e.Path, e.Mode, e.UID, e.GID, e.Link = strings.TrimPrefix(f[7], p.root), uint32(mode), uint32(uid), uint32(gid), link
 	if e.Path == "" {
@@ -277,7 +334,7 @@ func (p *parser) finish() (read []int) {
 		}
 		at, known := p.written[f.Package]
 		sum := p.md5[f.Path]
-		if !known || sum == "" || strings.HasPrefix(f.Path, "/etc/") || when[f.Path] > at {
+		if p.every || !known || sum == "" || strings.HasPrefix(f.Path, "/etc/") || when[f.Path] > at {
 			read = append(read, i)
 			continue
 		}

@@ -49,8 +49,8 @@ func (d Diff) Summary() Summary {
 		s.Counts["setid"] = map[string]int{Added: n}
 		parts = append(parts, fmt.Sprintf("new setuid or setgid: %d", n))
 	}
-	if d.FilesUnknown {
-		parts = append(parts, "files: unknown")
+	if len(d.Unknown) > 0 {
+		parts = append(parts, "unknown: "+strings.Join(d.Unknown, ", "))
 	}
 	if s.Text = strings.Join(parts, "; "); s.Text == "" {
 		s.Text = "nothing changed"

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"math"
 	"slices"
 	"strings"
 
@@ -18,7 +20,8 @@ type Extent string
 const (
 	Off      Extent = "off"
 	Packages Extent = "packages" // all but files
-	Files    Extent = "files"
+	Files    Extent = "files"    // and files: read where their package does not vouch for them
+	Contents Extent = "contents" // and every file is read
 )
 
 // ParseExtent reads a word of a template; "" is Files.
@@ -26,41 +29,77 @@ func ParseExtent(s string) (Extent, error) {
 	switch e := Extent(s); e {
 	case "":
 		return Files, nil
-	case Off, Packages, Files:
+	case Off, Packages, Files, Contents:
 		return e, nil
 	}
-	return "", fmt.Errorf("inventory: %q is not one of off, packages, files", s)
+	return "", fmt.Errorf("inventory: %q is not one of off, packages, files, contents", s)
 }
 
 // maxOutput bounds what a guest may say; hashBudget the bytes of files that are
 // read, the smallest first: what is larger is told apart by size and mode.
 const (
 	maxOutput  = 128 << 20
-	hashBudget = 64 << 20
+	hashBudget = 16 << 20
 )
 
-// Take looks into a guest, as root, in at most two commands. It changes nothing
-// there. It is an error if the guest did not answer to the end.
+// errFiles is of a guest whose files are too many, or cannot be read of.
+var errFiles = errors.New("its files cannot be listed")
+
+// Take looks into a guest, as root, in at most two commands, and changes nothing
+// there; from then on its disks do not keep when a file was read. What a guest
+// cannot tell is in Unknown, with the reason; files that are too many too. It is an
+// error if the guest did not answer to the end.
 func Take(ctx context.Context, g provisioner.Guest, e Extent) (*Inventory, error) {
-	return take(ctx, g, e, "")
+	inv, err := take(ctx, g, e, "")
+	if errors.Is(err, errFiles) && e != Packages {
+		why := strings.TrimPrefix(err.Error(), "take the inventory: ")
+		if inv, err = take(ctx, g, Packages, ""); err == nil {
+			inv.Unknown["files"] = why
+		}
+	}
+	return inv, err
 }
 
 func take(ctx context.Context, g provisioner.Guest, e Extent, root string) (*Inventory, error) {
-	files := "0"
-	if e == Files {
-		files = "1"
+	p := newParser(root)
+	p.every = e == Contents
+	what := Files
+	if e == Packages {
+		what = Packages
 	}
-	out := &bounded{max: maxOutput}
-	err := g.Run(ctx, provisioner.Cmd{Sudo: true, Stdout: out,
-		Line: "exec /bin/sh -c " + provisioner.Quote("R="+provisioner.Quote(root)+"; FILES="+files+"\n"+script)})
+	if err := ask(ctx, g, root, string(what), script, nil, &stream{to: p.take, left: maxOutput, sep: 0}); err != nil {
+		return nil, err
+	}
+	inv, read, err := p.end()
 	if err != nil {
-		return nil, failed(err)
+		return nil, err
 	}
-	inv, read, err := parse(out.b, root)
-	if err != nil || len(read) == 0 {
-		return inv, err
+	if e == Packages {
+		inv.Unknown["files"] = "not asked for"
+	} else if len(inv.Files) == 0 && inv.Unknown["files"] == "" {
+		return nil, errors.New("take the inventory: the guest lists no files")
 	}
-	return inv, digest(ctx, g, inv, read, root)
+	if len(read) == 0 || inv.Unknown["digests"] != "" {
+		return inv, nil
+	}
+	budget := int64(hashBudget)
+	if e == Contents {
+		budget = math.MaxInt64
+	}
+	return inv, digest(ctx, g, inv, read, root, budget)
+}
+
+// ask runs one of the scripts.
+func ask(ctx context.Context, g provisioner.Guest, root, what, script string, in io.Reader, out *stream) error {
+	err := g.Run(ctx, provisioner.Cmd{Sudo: true, Stdin: in, Stdout: out,
+		Line: "exec /bin/sh -c " + provisioner.Quote("R="+provisioner.Quote(root)+"; INVENTORY="+what+"\n"+script)})
+	if out.err != nil {
+		return fmt.Errorf("take the inventory: %w", out.err)
+	}
+	if err != nil {
+		return failed(err)
+	}
+	return nil
 }
 
 func failed(err error) error {
@@ -71,12 +110,12 @@ func failed(err error) error {
 	return fmt.Errorf("take the inventory: %w", err)
 }
 
-// digest has the guest read the files with these numbers.
-func digest(ctx context.Context, g provisioner.Guest, inv *Inventory, read []int, root string) error {
+// digest has the guest read the files with these numbers, the smallest first, up
+// to so many bytes.
+func digest(ctx context.Context, g provisioner.Guest, inv *Inventory, read []int, root string, left int64) error {
 	slices.SortStableFunc(read, func(a, b int) int { return int(min(max(inv.Files[a].Size-inv.Files[b].Size, -1), 1)) })
 	var names bytes.Buffer
 	at := map[string]int{}
-	left := int64(hashBudget)
 	for _, i := range read {
 		f := &inv.Files[i]
 		if left -= f.Size; left < 0 {
@@ -91,35 +130,50 @@ func digest(ctx context.Context, g provisioner.Guest, inv *Inventory, read []int
 	if len(at) == 0 {
 		return nil
 	}
-	out := &bounded{max: maxOutput}
-	// R is there for tests, whose guest refuses a script without it.
-	line := "exec /bin/sh -c " + provisioner.Quote("R="+provisioner.Quote(root)+"\n"+hashes)
-	if err := g.Run(ctx, provisioner.Cmd{Line: line, Stdin: &names, Stdout: out, Sudo: true}); err != nil {
-		return failed(err)
-	}
-	for _, l := range strings.Split(string(out.b), "\n") {
+	return ask(ctx, g, root, "digests", hashes, &names, &stream{left: maxOutput, sep: '\n', to: func(l string) error {
 		sum, name, ok := strings.Cut(l, "  ")
 		if i, known := at[name]; ok && known && isHex(sum, 64) {
 			inv.Files[i].Digest, inv.Files[i].From = "sha256:"+sum, ""
 		}
-	}
-	return nil
+		return nil
+	}})
 }
 
 func isHex(s string, n int) bool {
 	return len(s) == n && strings.Trim(s, "0123456789abcdef") == ""
 }
 
-// bounded keeps up to max bytes; who says more is refused.
-type bounded struct {
-	b   []byte
-	max int
+// stream hands on what a guest says, record by record, and keeps one record at most.
+type stream struct {
+	to   func(string) error
+	sep  byte
+	left int // bytes that the guest may still say
+	part []byte
+	err  error
 }
 
-func (w *bounded) Write(p []byte) (int, error) {
-	if len(w.b)+len(p) > w.max {
-		return 0, fmt.Errorf("the guest says more than %d MiB: take the packages alone", w.max>>20)
+// maxRecord bounds a record: a path has 4 KiB at most, a group many members.
+const maxRecord = 1 << 20
+
+func (s *stream) Write(b []byte) (int, error) {
+	n := len(b)
+	if s.left -= n; s.left < 0 && s.err == nil {
+		s.err = fmt.Errorf("%w: %d MiB", errFiles, maxOutput>>20)
 	}
-	w.b = append(w.b, p...)
-	return len(p), nil
+	for s.err == nil && len(b) > 0 {
+		i := bytes.IndexByte(b, s.sep)
+		if i < 0 {
+			s.part, b = append(s.part, b...), nil
+		} else {
+			s.err = s.to(string(s.part) + string(b[:i]))
+			s.part, b = s.part[:0], b[i+1:]
+		}
+		if len(s.part) > maxRecord && s.err == nil {
+			s.err = errors.New("a name without an end")
+		}
+	}
+	if s.err != nil {
+		return 0, s.err
+	}
+	return n, nil
 }

@@ -2,8 +2,10 @@ package inventory
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -67,6 +69,7 @@ func newRoot(t *testing.T) string {
 		os.MkdirAll(filepath.Join(root, "usr/bin"), 0o755), os.Symlink("usr/bin", filepath.Join(root, "bin")),
 		os.MkdirAll(filepath.Join(root, "etc/systemd/system/multi-user.target.wants"), 0o755),
 		os.Symlink("/lib/nginx.service", filepath.Join(root, "etc/systemd/system/multi-user.target.wants/nginx.service")),
+		os.Symlink("it's -> 't", filepath.Join(root, "srv/it's")), os.Symlink("a\nb", filepath.Join(root, "srv/a -> b")),
 		os.Symlink("/lib/x.timer", filepath.Join(root, "etc/systemd/system/multi-user.target.wants/x.timer"))); err != nil {
 		t.Fatal(err)
 	}
@@ -121,6 +124,9 @@ func TestWhatAnImageHolds(t *testing.T) {
 			}
 			if f := before.at("/bin"); f.Type != "l" || f.Link != "usr/bin" {
 				t.Errorf("/bin: %+v", f)
+			}
+			if a, b := before.at("/srv/it's"), before.at("/srv/a -> b"); a.Link != "it's -> 't" || b.Link != "a\nb" || b.Type != "l" {
+				t.Errorf("%+v, %+v", a, b)
 			}
 			for _, f := range before.Files {
 				for _, not := range []string{"/run/", "/tmp/", "/sys/", "/dev/", "/proc/"} {
@@ -186,8 +192,85 @@ func changedLater(t *testing.T, a, b string) bool {
 	return f[0] > f[1]
 }
 
+// parse reads what a guest said, in pieces that end anywhere.
+func parse(t testing.TB, out []byte) (*Inventory, []int, error) {
+	t.Helper()
+	p := newParser("")
+	s := &stream{to: p.take, left: maxOutput}
+	for i := 0; i < len(out); i += 7 {
+		if _, err := s.Write(out[i:min(len(out), i+7)]); err != nil {
+			return nil, nil, err
+		}
+	}
+	return p.end()
+}
+
+// poor is a guest that lacks programs.
+type poor struct {
+	shells.Guest
+	lacks string
+}
+
+func (g poor) Run(ctx context.Context, c provisioner.Cmd) error {
+	line := strings.Replace(c.Line, "has() { ", "has() { case $1 in "+g.lacks+") return 1;; esac; ", 1)
+	if line == c.Line && strings.Contains(c.Line, "has()") {
+		return errors.New("it lacks nothing")
+	}
+	c.Line = line
+	return g.Guest.Run(ctx, c)
+}
+
+func TestWhatAGuestCannotTellIsSaid(t *testing.T) {
+	root := newRoot(t)
+	deb(t, root, "tool", "1.0-1", map[string]string{"usr/bin/tool": "hello\n", "etc/tool.conf": "hello\n"})
+	g := guests(t)["dash"]
+	for lacks, want := range map[string][]string{ // what it does not know; what is held all the same
+		"find":        {"cron: files: units:", "tool"},
+		"find|stat":   {"cron: files: owners: units:", "tool"},
+		"sha256sum":   {"digests:", "tool /usr/bin/tool md5 tool"},
+		"xargs":       {"digests:", "tool /usr/bin/tool md5 tool"},
+		"dpkg-query":  {"packages:", "/etc/tool.conf sha256 tool"},
+		"awk":         {"owners:", "tool /usr/bin/tool sha256"},
+		"sshd|ip|foo": {"", "tool /usr/bin/tool md5 tool /etc/tool.conf sha256 tool"},
+	} {
+		inv, err := take(t.Context(), poor{g, lacks}, Files, root)
+		if err != nil {
+			t.Errorf("without %s: %v", lacks, err)
+			continue
+		}
+		unknown := []string{}
+		for _, part := range slices.Sorted(maps.Keys(inv.Unknown)) {
+			if !strings.Contains(inv.Unknown[part], "the guest has no ") {
+				t.Errorf("without %s: %s: %q", lacks, part, inv.Unknown[part])
+			}
+			unknown = append(unknown, part+":")
+		}
+		held := ""
+		for _, p := range inv.Packages {
+			held += p.Name + " "
+		}
+		for _, path := range []string{"/usr/bin/tool", "/etc/tool.conf"} {
+			kind, _, _ := strings.Cut(inv.at(path).Digest, ":")
+			held += path + " " + kind + " " + inv.at(path).Package + " "
+		}
+		if strings.Join(unknown, " ") != want[0] || !strings.Contains(held+" ", want[1]) {
+			t.Errorf("without %s: it does not know %q, and holds %q", lacks, unknown, held)
+		}
+		if len(inv.Users) != 2 || len(inv.Ports) != 3 {
+			t.Errorf("without %s: %v %v", lacks, inv.Users, inv.Ports)
+		}
+	}
+	if _, err := take(t.Context(), poor{g, "tr"}, Files, root); err == nil || !strings.Contains(err.Error(), "the guest has no tr") {
+		t.Error(err)
+	}
+	inv, err := take(t.Context(), g, Contents, root)
+	if f := inv.at("/usr/bin/tool"); err != nil || !strings.HasPrefix(f.Digest, "sha256:") || f.From != "" {
+		t.Errorf("%+v, %v: every file should be read", f, err)
+	}
+}
+
 func TestAPK(t *testing.T) {
-	inv, _, err := parse([]byte("A P:musl\x00A V:1.2.4-r2\x00A A:x86_64\x00A o:musl\x00A F:lib\x00A R:ld.so\x00A P:busybox\x00A V:1.36\x00f f 755 0 0 5 1.5 /lib/ld.so\x00\x00.\x00"), "")
+	inv, _, err := parse(t, []byte("A P:musl\x00A V:1.2.4-r2\x00A A:x86_64\x00A o:musl\x00A F:lib\x00A R:ld.so\x00A P:busybox\x00A V:1.36\x00f f 755 0 0 5 1.5 /lib/ld.so\x00\x00.\x00"))
 	if err != nil || len(inv.Packages) != 2 || inv.at("/lib/ld.so").Package != "musl" {
 		t.Errorf("%+v, %v", inv, err)
 	}
@@ -203,15 +286,16 @@ func TestAGuestIsNotTrusted(t *testing.T) {
 		"mode":          {"f f 99999 0 0 1 1 /a\x00\x00.\x00", "is no file"},
 		"negative size": {"f f 644 0 0 -1 1 /a\x00\x00.\x00", "is no file"},
 		"no version":    {"p dpkg\ta\t\tall\ta\tii \x00.\x00", "is no package"},
-		"too many":      {strings.Repeat("f f 644 0 0 1 1 /a\x00\x00", maxEntries+1) + ".\x00", "take the packages alone"},
+		"too many":      {strings.Repeat("f f 644 0 0 1 1 /a\x00\x00", maxEntries+1) + ".\x00", "more than 500000 files"},
+		"no end":        {"k " + strings.Repeat("6", maxRecord+1), "a name without an end"},
+		"no files":      {"k 6.1\x00.\x00", "lists no files"},
 	} {
 		g := &fake.Guest{Answer: func(provisioner.Cmd) *fake.Reply { return &fake.Reply{Stdout: c.out} }}
 		if _, err := Take(t.Context(), g, Files); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	w := &bounded{max: 4}
-	if _, err := w.Write([]byte("12345")); err == nil {
+	if _, err := (&stream{left: 4}).Write([]byte("12345")); !errors.Is(err, errFiles) {
 		t.Error("a guest that never ends")
 	}
 	g := &fake.Guest{Answer: func(provisioner.Cmd) *fake.Reply { return &fake.Reply{Code: 3, Stderr: "no space"} }}
@@ -252,9 +336,9 @@ func TestHostileInventoriesAreRefusedWithBoundedMemory(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add([]byte("f f 755 0 0 5 1.5 /lib/ld.so\x00\x00.\x00"))
-	f.Add([]byte("F 81a4 0 0 5 1 /x\x00\x00n tcp 0: 0100007F:0016 0:0 0A\x00y /\x00w a.list\x00.\x00"))
+	f.Add([]byte("B 2\x00/x\x00/l\x0081a4 0 0 5 1 /x\na1ff 0 0 1 1 '/l' -> 'x'\n\x00n tcp 0: 0100007F:0016 0:0 0A\x00y /\x00w a.list\x00.\x00"))
 	f.Fuzz(func(t *testing.T, out []byte) {
-		inv, _, err := parse(out, "")
+		inv, _, err := parse(t, out)
 		if err != nil {
 			return
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/internal/inventory"
 )
 
 // baking is what is known of an image that is about to be registered.
@@ -13,6 +14,7 @@ type baking struct {
 	rig   *rig
 	got   chunks
 	tests []artifact.TestResult
+	holds *inventory.Inventory // nil: nobody looked
 }
 
 // attach adds all that is said of an image before the image is there: whoever
@@ -27,7 +29,7 @@ func (k *bake) attach(ctx context.Context, img artifact.Image, b *baking) error 
 		return err
 	}
 	for _, f := range []func(context.Context, artifact.Attacher, artifact.Image, *baking) error{
-		k.state,
+		k.state, k.list,
 		k.sign, // the last: it signs what is there
 	} {
 		if err := f(ctx, a, img, b); err != nil {

@@ -98,6 +98,10 @@ func (k *bake) run(ctx context.Context) (img artifact.Image, logPath string, err
 	if err := event.Run(ctx, "seal", func(ctx context.Context) error { return k.seal(ctx, guest, mach) }); err != nil {
 		return img, logPath, k.keep(ctx, c.id, mach, guest, err)
 	}
+	holds, err := k.inventory(ctx, guest)
+	if err != nil {
+		return img, logPath, err
+	}
 	disk, err := event.Do(ctx, "shut down", func(ctx context.Context) (artifact.Disk, error) {
 		if err := seal.Shutdown(ctx, guest); err != nil {
 			return nil, err
@@ -113,7 +117,7 @@ func (k *bake) run(ctx context.Context) (img artifact.Image, logPath string, err
 		return img, logPath, err
 	}
 	img, err = event.Do(ctx, "register", func(ctx context.Context) (artifact.Image, error) {
-		return k.register(ctx, c.id, r, stored, tests)
+		return k.register(ctx, &baking{id: c.id, rig: r, got: stored, tests: tests, holds: holds})
 	})
 	return img, logPath, err
 }
@@ -187,27 +191,27 @@ func (k *bake) storeAndTest(ctx context.Context, id string, disk artifact.Disk) 
 	return got, tests, err
 }
 
-func (k *bake) register(ctx context.Context, id string, r *rig, got chunks, tests []artifact.TestResult) (artifact.Image, error) {
+func (k *bake) register(ctx context.Context, b *baking) (artifact.Image, error) {
 	commit, changed := gitState(ctx, k.tpl.Dir)
-	base := r.base
+	base := b.rig.base
 	img := artifact.Image{
-		Name: k.tpl.Name, Version: k.version, Content: got.content, Created: k.env.now(),
+		Name: k.tpl.Name, Version: k.version, Content: b.got.content, Created: k.env.now(),
 		Arch: base.Arch, Firmware: base.Firmware, Seed: base.Seed, User: base.User,
-		DiskSize: got.size, StoredNew: got.added, Labels: k.labels(), Tests: tests,
+		DiskSize: b.got.size, StoredNew: b.got.added, Labels: k.labels(), Tests: b.tests,
 		Lineage: artifact.Lineage{
 			Template: k.tpl.Name, TemplateDigest: k.tpl.Digest, InputsDigest: k.inputs,
 			Parent: base.Ref, ParentDigest: base.Digest, GitCommit: commit, GitDirty: len(changed) > 0,
-			BuildID: id, Builder: k.build.Kind, Rebake: k.env.Version,
+			BuildID: b.id, Builder: k.build.Kind, Rebake: k.env.Version,
 		},
 	}
 	if err := k.descend(ctx, &img.Lineage); err != nil {
 		return img, err
 	}
-	for _, p := range r.trail[1:] {
+	for _, p := range b.rig.trail[1:] {
 		img.Lineage.Ran = append(img.Lineage.Ran, p.Ran)
 	}
 	for {
-		if err := k.attach(ctx, img, &baking{id: id, rig: r, got: got, tests: tests}); err != nil {
+		if err := k.attach(ctx, img, b); err != nil {
 			return img, err
 		}
 		done, err := k.env.Store.Register(ctx, img)

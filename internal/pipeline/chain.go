@@ -141,6 +141,9 @@ func (k *bake) imageInputs() artifact.Digest {
 	in.Add("name", k.tpl.Name)
 	in.Add("state", string(last.key))
 	in.Add("seal.skip", strings.Join(k.tpl.Seal.Skip, " "))
+	if e := k.tpl.Seal.Inventory; e != "" { // as it was before there was one
+		in.Add("seal.inventory", e)
+	}
 	for _, t := range k.tests {
 		in.Add("test", t)
 	}

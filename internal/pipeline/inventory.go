@@ -4,13 +4,85 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/internal/event"
 	"github.com/rebake/rebake/internal/inventory"
+	"github.com/rebake/rebake/provisioner"
 )
 
 // ErrNoInventory is of an image that does not say what it holds.
 var ErrNoInventory = errors.New("it carries no inventory: it was baked with seal.inventory: off, or by an older rebake")
+
+// inventory looks into the sealed guest. What it cannot tell is warned of and no
+// error: a bake of an hour is not lost for it. A guest that is gone is one.
+func (k *bake) inventory(ctx context.Context, g provisioner.Guest) (*inventory.Inventory, error) {
+	extent, err := inventory.ParseExtent(k.tpl.Seal.Inventory)
+	if err != nil || extent == inventory.Off || !k.attaches() {
+		return nil, err
+	}
+	return event.Do(ctx, "inventory", func(ctx context.Context) (*inventory.Inventory, error) {
+		inv, err := inventory.Take(ctx, g, extent)
+		switch {
+		case ctx.Err() != nil || errors.Is(err, provisioner.ErrDisconnected):
+			return nil, err
+		case err != nil:
+			event.Warnf(ctx, "the image will carry no inventory and no SBOM: %v", err)
+			return nil, nil
+		}
+		event.Infof(ctx, "%s", inv)
+		for _, part := range slices.Sorted(maps.Keys(inv.Unknown)) {
+			if part != "files" || extent == inventory.Files {
+				event.Warnf(ctx, "the inventory does not tell %s: %s", part, inv.Unknown[part])
+			}
+		}
+		return inv, nil
+	})
+}
+
+func (k *bake) attaches() bool {
+	_, ok := k.env.Store.(artifact.Attacher)
+	return ok
+}
+
+// list attaches what the image holds, and bills of materials of it: not where its
+// packages cannot be told, because an empty bill would pass for a complete one.
+func (k *bake) list(ctx context.Context, at artifact.Attacher, img artifact.Image, b *baking) error {
+	if b.holds == nil {
+		return nil
+	}
+	raw, err := inventory.Encode(b.holds)
+	if err != nil {
+		event.Warnf(ctx, "the image carries no inventory and no SBOM: %v", err)
+		return nil
+	}
+	if _, err := at.Attach(ctx, img.Digest, artifact.Attachment{Kind: inventory.Kind, Media: inventory.Media, Created: img.Created}, raw); err != nil {
+		return err
+	}
+	if b.holds.Unknown["packages"] != "" {
+		return nil
+	}
+	for _, kind := range []string{inventory.SPDXKind, inventory.CycloneDXKind} {
+		if raw, err = bill(kind, b.holds, img, k.env.Version); err != nil {
+			return err
+		}
+		if _, err := at.Attach(ctx, img.Digest, artifact.Attachment{Kind: kind, Media: kind, Created: img.Created}, raw); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bill is the bill of materials of an image.
+func bill(kind string, inv *inventory.Inventory, img artifact.Image, tool string) ([]byte, error) {
+	of := inventory.Subject{Name: img.Name, Version: img.Version, Digest: string(img.Digest), Created: img.Created, Tool: tool}
+	if kind == inventory.SPDXKind {
+		return inventory.SPDX(inv, of)
+	}
+	return inventory.CycloneDX(inv, of)
+}
 
 // Inventory reads what is attached to an image about what it holds. No disk is read.
 func Inventory(ctx context.Context, env Env, img artifact.Image) (*inventory.Inventory, error) {

@@ -1,6 +1,8 @@
 package pipeline_test
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"strings"
 	"testing"
@@ -9,6 +11,7 @@ import (
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/internal/inventory"
 	"github.com/rebake/rebake/internal/pipeline"
+	"github.com/rebake/rebake/internal/require"
 	"github.com/rebake/rebake/test/fake"
 )
 
@@ -84,5 +87,65 @@ func TestADiffReadsWhatIsAttachedAndNoDisk(t *testing.T) {
 	store.Tamper(b)
 	if _, err := pipeline.DiffSummary(t.Context(), w.env, one, two); !errors.Is(err, artifact.ErrCorrupt) {
 		t.Error(err)
+	}
+}
+
+// A bake lists what the sealed guest holds, and a fleet may ask for that.
+func TestABakeListsWhatItHolds(t *testing.T) {
+	store := new(fake.Store)
+	w := newWorld(t, t.TempDir(), store)
+	img := w.one(web("  - file: {content: gone, destination: /var/log/build.log}\n", ""), pipeline.BakeOptions{}).Image
+	inv, err := pipeline.Inventory(t.Context(), w.env, img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	held := map[string]inventory.File{}
+	for _, f := range inv.Files {
+		held[f.Path] = f
+	}
+	sum := sha256.Sum256([]byte("release 1\n"))
+	if f := held["/www/index.html"]; f.Digest != "sha256:"+hex.EncodeToString(sum[:]) || f.Mode != 0o644 || f.Size != 10 {
+		t.Errorf("%+v", f)
+	}
+	if f, there := held["/var/log/build.log"]; !there || f.Size != 0 {
+		t.Errorf("%+v: it is that of a guest that is not sealed", f)
+	}
+	if _, there := held["/root/.ssh/authorized_keys"]; there {
+		t.Error("the key of the build is listed")
+	}
+	refused := func(text string) string {
+		t.Helper()
+		img := w.one(text, pipeline.BakeOptions{}).Image
+		found, err := pipeline.VerifyImage(w.record(t.Context()), w.env, img, require.Rules{SBOM: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := require.Refused(img, found); err != nil {
+			return err.Error()
+		}
+		return ""
+	}
+	if why := refused(web("", "")); why != "" {
+		t.Error(why)
+	}
+	if why := refused("seal: {inventory: packages}\n" + web("", "")); why != "" {
+		t.Error(why)
+	}
+	// An empty bill would pass for a complete one.
+	blind := "  - file: {content: '', destination: /var/lib/rpm/rpmdb.sqlite}\n"
+	if why := refused(web(blind, "")); !strings.Contains(why, "without SBOM") {
+		t.Errorf("%q: nobody knows the packages", why)
+	}
+	if said := w.said(); !strings.Contains(said, "warning inventory the inventory does not tell packages: the guest has no rpm") {
+		t.Error(said)
+	}
+	if _, err := w.bake("seal: {skip: [log]}\n"+web("", ""), pipeline.BakeOptions{}); err == nil || !strings.Contains(err.Error(), `seal.skip: no item "log"`) {
+		t.Error(err)
+	}
+	if why := refused("seal: {inventory: off}\n" + web("", "")); !strings.Contains(why, "without SBOM") {
+		t.Error(why)
+	}
+	if inv, err := pipeline.Inventory(t.Context(), w.env, w.images()[0]); !errors.Is(err, pipeline.ErrNoInventory) {
+		t.Errorf("%v, %v", inv, err)
 	}
 }

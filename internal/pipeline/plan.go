@@ -13,6 +13,7 @@ import (
 	"github.com/rebake/rebake/internal/check"
 	"github.com/rebake/rebake/internal/event"
 	"github.com/rebake/rebake/internal/keyring"
+	"github.com/rebake/rebake/internal/seal"
 	"github.com/rebake/rebake/internal/statement"
 	"github.com/rebake/rebake/internal/template"
 	"github.com/rebake/rebake/provisioner"
@@ -85,7 +86,10 @@ type namedCheck struct {
 // newBake makes the parts of a build and finds out whether it is needed.
 func newBake(ctx context.Context, env Env, tpl *template.Template, b template.Build, opts BakeOptions) (*bake, error) {
 	k := &bake{env: env, tpl: tpl, opts: opts, build: b, probes: map[int]string{}, distrusted: map[time.Time]bool{}, warned: map[string]bool{}}
-	var err error
+	err := seal.CheckSkip(tpl.Seal.Skip)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", tpl.Path, err)
+	}
 	if k.builder, err = env.Backends.Builder(env, b); err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/internal/inventory"
 	"github.com/rebake/rebake/internal/keyring"
 	"github.com/rebake/rebake/internal/pipeline"
 	"github.com/rebake/rebake/internal/require"
@@ -35,6 +36,9 @@ func attached(t *testing.T, s *fake.Store, img artifact.Image, keys ...statement
 		}
 		if bytes.Contains(raw, []byte("s3cr3t-t0ken")) {
 			t.Errorf("a secret is in %s", raw)
+		}
+		if a.Kind == inventory.Kind || a.Kind == inventory.SPDXKind || a.Kind == inventory.CycloneDXKind {
+			continue
 		}
 		var one statement.Statement
 		kind := ""
@@ -160,12 +164,12 @@ func TestABakeSigns(t *testing.T) {
 	}
 	img := w.one("sign: release\n"+web("", ""), pipeline.BakeOptions{}).Image
 	said := attached(t, store, img, ours)
-	for _, kind := range []string{statement.Signature, statement.Provenance, statement.TestResult} {
+	for _, kind := range []string{statement.Signature, statement.Provenance, statement.TestResult, require.PredicateOf(inventory.SPDXKind), require.PredicateOf(inventory.CycloneDXKind)} {
 		if _, ok := said["signed "+kind]; !ok {
 			t.Errorf("no signed %s", kind)
 		}
 	}
-	rules, err := pipeline.Rules(w.env, template.Require{SignedBy: []string{"release"}, Tests: true, Provenance: true}, "")
+	rules, err := pipeline.Rules(w.env, template.Require{SignedBy: []string{"release"}, Tests: true, SBOM: true, Provenance: true}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,7 +199,7 @@ func TestABakeSigns(t *testing.T) {
 		if _, err := pipeline.Sign(w.record(t.Context()), w.env, later, key); err != nil {
 			t.Fatal(err)
 		}
-		if list, _ := store.Attached(t.Context(), later.Digest, statement.BundleMedia); len(list) != 3 {
+		if list, _ := store.Attached(t.Context(), later.Digest, statement.BundleMedia); len(list) != 5 { // the image, provenance, test result, two SBOMs
 			t.Errorf("%d signed statements", len(list))
 		}
 	}

@@ -22,7 +22,8 @@ type document struct {
 }
 
 type sealBlock struct {
-	Skip []string `yaml:"skip" jsonschema_description:"ids of sealing items not to apply"`
+	Skip      []string `yaml:"skip" jsonschema_description:"ids of sealing items not to apply"`
+	Inventory string   `yaml:"inventory" jsonschema:"enum=files,enum=packages,enum=contents,enum=off" jsonschema_description:"what of the sealed guest is listed beside the image: files (the default: all), packages (all but files), contents (and reads every file) or off"`
 }
 
 // stepOptions stand in a step beside the keys of its kind.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -62,7 +63,7 @@ func load(s *source, dir string, o Options) (*Template, error) {
 	t := &Template{
 		Path: s.name, Dir: dir, Digest: artifact.Digest("sha256:" + hex.EncodeToString(sum[:])),
 		Name: doc.Name, Version: doc.Version, Tags: doc.Tags, Labels: doc.Labels,
-		Seal: Seal{Skip: doc.Seal.Skip}, Secrets: keys(l.scope.secrets),
+		Seal: Seal(doc.Seal), Secrets: keys(l.scope.secrets),
 	}
 	t.Sign, t.Store, t.Tagged = doc.Sign.Key, doc.Store, l.tagged
 	t.Variables, t.Sensitive = l.shown()
@@ -197,6 +198,9 @@ func (l *loader) words(root *node, doc document) error {
 		if a, err := registry.Parse(doc.Store); err != nil || a.Tag != "" || a.Dig != "" {
 			return bad(root.get("store").value, "a store", doc.Store, "a place in a registry, as oci://registry.example.com/team")
 		}
+	}
+	if e := doc.Seal.Inventory; e != "" && !slices.Contains([]string{"files", "packages", "contents", "off"}, e) {
+		return bad(root.get("seal").value.get("inventory").value, "an inventory", e, "one of files, packages, contents, off")
 	}
 	for i, t := range doc.Tags {
 		if !tagPattern.MatchString(t) {

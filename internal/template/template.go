@@ -81,7 +81,8 @@ func (s Step) Applies(build string) bool {
 
 // Seal is the seal: block.
 type Seal struct {
-	Skip []string // ids of items not to apply
+	Skip      []string // ids of items not to apply
+	Inventory string   // files, packages, contents or off; "" is files
 }
 
 // Fleet is the fleet: block.

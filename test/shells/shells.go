@@ -3,8 +3,10 @@
 package shells
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,11 +34,12 @@ func (g Guest) Run(ctx context.Context, c provisioner.Cmd) error {
 	// The line is one quoted word: the shell under test unquotes and runs it.
 	cmd := exec.CommandContext(ctx, g.Shell[0], append(g.Shell[1:], "-c", "eval "+word)...)
 	cmd.Env = append(os.Environ(), "PATH="+g.Bin+":"+os.Getenv("PATH"), "TZ=Asia/Tokyo")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Stdin, c.Stdout, os.Stderr
+	var said bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Stdin, c.Stdout, io.MultiWriter(os.Stderr, &said)
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
-		return &provisioner.ExitError{Code: exit.ExitCode()}
+		return &provisioner.ExitError{Code: exit.ExitCode(), Output: said.String()}
 	}
 	return err
 }
