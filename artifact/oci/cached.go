@@ -54,6 +54,18 @@ func (s *Store) Copy(store string, d artifact.Digest) (img artifact.Image, found
 	return img, found, err
 }
 
+// Kept is the image with this digest that is kept here for any other store.
+func (s *Store) Kept(_ context.Context, d artifact.Digest) (img artifact.Image, found bool, err error) {
+	err = s.read(func(idx v1.Index) error {
+		if found = slices.ContainsFunc(idx.Manifests, func(m v1.Descriptor) bool { return kind(m) == kindCopy && artifact.Digest(m.Digest) == d }); found {
+			img, err = s.image(d)
+			return err
+		}
+		return nil
+	})
+	return img, found, err
+}
+
 func isCopy(store string, d artifact.Digest) func(v1.Descriptor) bool {
 	return func(m v1.Descriptor) bool {
 		return kind(m) == kindCopy && m.Annotations[annotationStore] == store && artifact.Digest(m.Digest) == d

@@ -16,8 +16,8 @@ import (
 // Pull brings an image into the local layout. Blobs that are here are not
 // fetched; one that broke off goes on where it was, if the registry takes
 // ranges. Every blob and every chunk is hashed before the image is visible.
-// What is attached to it comes too, also to an image that is here already. A
-// moving tag that the address names is moved here too. arch picks from an index.
+// What is attached to it comes too, also to an image that is here already, and of
+// o.Ancestry what is attached to those that it was made from. A moving tag that the address names is moved here too. arch picks from an index.
 func Pull(ctx context.Context, src Address, to *oci.Store, arch string, o Options) (Result, error) {
 	c, err := newClient(o)
 	if err != nil {
@@ -57,6 +57,7 @@ func Pull(ctx context.Context, src Address, to *oci.Store, arch string, o Option
 	if res.Image, err = to.Adopt(ctx, raw, artifact.Ref{Name: img.Name}, docs...); err != nil {
 		return res, err
 	}
+	res.Attached += c.fetchAncestry(ctx, src, img, to)
 	if tag := src.Tag; src.Dig == "" && remoteTag(tag) != remoteTag(img.Version) {
 		set(&tag, artifact.Latest)
 		if err := to.Tag(ctx, img.Name, tag, res.Image.Digest); err != nil {

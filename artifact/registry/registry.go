@@ -39,6 +39,7 @@ type Options struct {
 	Stall     time.Duration           // a transfer without a byte for so long is tried again; 0: 1 m
 	Progress  func(done, total int64) // bytes to move; never two calls at once; may be nil
 	Warn      func(text string)       // what is tried again, and why; may be nil
+	Ancestry  []string                // kinds of what is attached to an image's ancestors that a Pull brings; none: it asks nothing of them
 
 	first time.Duration // pause after the first failure; 0: 500 ms
 }

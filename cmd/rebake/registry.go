@@ -9,6 +9,7 @@ import (
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/artifact/registry"
 	"github.com/rebake/rebake/internal/event"
+	"github.com/rebake/rebake/internal/lifecycle"
 	"github.com/rebake/rebake/internal/ui"
 	"github.com/urfave/cli/v2"
 )
@@ -54,7 +55,8 @@ func (s *session) transfer(name, done string, f func(context.Context, registry.O
 	}
 	res, err := event.Do(s.ctx, name, func(ctx context.Context) (registry.Result, error) {
 		return f(ctx, registry.Options{PlainHTTP: s.c.Bool("plain-http"), Parallel: s.c.Int("parallel"), Progress: event.Progressing(ctx),
-			Warn: func(text string) { event.Warnf(ctx, "%s", text) }})
+			Ancestry: []string{lifecycle.RevocationKind},
+			Warn:     func(text string) { event.Warnf(ctx, "%s", text) }})
 	})
 	if err != nil {
 		return err

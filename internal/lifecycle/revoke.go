@@ -169,6 +169,11 @@ func NewLineage(s Store, now time.Time, have ...artifact.Image) *Lineage {
 
 // Revoked is as the function of that name.
 func (l *Lineage) Revoked(ctx context.Context, img artifact.Image) (string, error) {
+	// The image may come from a fleet's record: a registry's store must see it before
+	// it can say what is attached to it.
+	if _, err := l.find(ctx, artifact.Ancestor{Ref: name(img), Digest: img.Digest}); err != nil {
+		return "", fmt.Errorf("find %s: %w", name(img), err)
+	}
 	st, err := l.state(ctx, img)
 	if err != nil {
 		return "", err
@@ -246,6 +251,12 @@ func (l *Lineage) find(ctx context.Context, p artifact.Ancestor) (*artifact.Imag
 	}
 	// What was removed and left a tombstone can be revoked all the same.
 	img, _, err := artifact.Known(ctx, l.store, artifact.Ref{Name: ref.Name, Digest: p.Digest})
+	if k, ok := l.store.(keeper); ok && errors.Is(err, artifact.ErrNotFound) {
+		var found bool
+		if img, found, err = k.Kept(ctx, p.Digest); err == nil && !found {
+			err = artifact.ErrNotFound
+		}
+	}
 	switch {
 	case errors.Is(err, artifact.ErrNotFound):
 		l.known[p.Digest] = nil
@@ -255,6 +266,12 @@ func (l *Lineage) find(ctx context.Context, p artifact.Ancestor) (*artifact.Imag
 	}
 	l.known[p.Digest] = &img
 	return &img, nil
+}
+
+// keeper is the optional power of a store to know images of others, of which it has
+// no disk: the ancestors of one that was pulled.
+type keeper interface {
+	Kept(ctx context.Context, d artifact.Digest) (img artifact.Image, found bool, err error)
 }
 
 // Descendants are the images of the store that were made from an image, newest first.

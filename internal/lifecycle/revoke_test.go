@@ -172,8 +172,11 @@ type broken struct {
 	err error
 }
 
-func (b broken) Resolve(context.Context, artifact.Ref) (artifact.Image, error) {
-	return artifact.Image{}, b.err
+func (b broken) Resolve(ctx context.Context, ref artifact.Ref) (artifact.Image, error) {
+	if ref.Name == "base" {
+		return artifact.Image{}, b.err
+	}
+	return b.Store.Resolve(ctx, ref)
 }
 
 func TestOutdated(t *testing.T) {
