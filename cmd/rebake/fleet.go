@@ -68,7 +68,7 @@ func fleetLs(s *session) error {
 		}
 		all[n] = st
 		word := stateWord(st)
-		if r, _ := s.runsRevoked(st); st.Current != nil && r[currentImage(st)] != "" {
+		if r, _ := s.runsRevoked(d.Config.Store, st); st.Current != nil && r[currentImage(st)] != "" {
 			word += ", revoked"
 		}
 		rows = append(rows, []string{n, currentImage(st), st.Router.Listen, word, instanceCount(st)})
@@ -117,7 +117,7 @@ func fleetStatus(s *session) error {
 	if err != nil {
 		return err
 	}
-	revoked, lines := s.runsRevoked(st)
+	revoked, lines := s.runsRevoked(d.Config.Store, st)
 	text := describeStatus(d.Config.Name, st) + lines
 	if !s.c.Bool("drift") && !s.c.Bool("fail-on-drift") {
 		return s.result(struct {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -97,16 +98,28 @@ func imagesOutdated(s *session) error {
 	return err
 }
 
+// patience is how long a store that is out of reach may hold up a fleet's status.
+const patience = 5 * time.Second
+
 // runsRevoked is why the image that a fleet runs, or keeps, is revoked, by its
 // name and version, and lines that say so. What cannot be told is a line too.
-func (s *session) runsRevoked(st fleet.Status) (revoked map[string]string, lines string) {
+func (s *session) runsRevoked(store string, st fleet.Status) (revoked map[string]string, lines string) {
+	env, err := s.In(store)
+	if err != nil {
+		return nil, fmt.Sprintf("cannot tell what is revoked: %v\n", err)
+	}
+	ctx, cancel := context.WithTimeoutCause(s.ctx, patience, fmt.Errorf("the store does not answer within %s", patience))
+	defer cancel()
 	for i, r := range []*fleet.Release{st.Current, st.Kept} {
 		if r == nil {
 			continue
 		}
 		img := r.Spec.Image
 		name := img.Name + ":" + img.Version
-		why, err := s.Revoked(s.ctx, img)
+		why, err := env.Revoked(ctx, img)
+		if cause := context.Cause(ctx); err != nil && cause != nil {
+			err = cause
+		}
 		switch {
 		case err != nil:
 			lines += fmt.Sprintf("cannot tell whether %s is revoked: %v\n", name, err)

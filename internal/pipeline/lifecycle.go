@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/fleet"
@@ -61,6 +62,8 @@ func (e Env) warnRevoked(ctx context.Context, img artifact.Image) {
 	if _, err := lifecycle.In(e.Store); err != nil {
 		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second) // a warning is no reason to wait for a store out of reach
+	defer cancel()
 	if why, err := e.Revoked(ctx, img); err != nil {
 		event.Warnf(ctx, "cannot tell whether %s is revoked: %v", imageName(img), err)
 	} else if why != "" {
