@@ -164,7 +164,11 @@ func buildCommand() *cli.Command {
 				}
 				return err
 			}
-			return s.result(baked, describeBaked(baked))
+			text := describeBaked(baked)
+			if opts.IfChanged {
+				text += whyBaked(baked)
+			}
+			return s.result(baked, text)
 		}),
 	}
 }
@@ -191,6 +195,16 @@ func describeBaked(baked []pipeline.Baked) string {
 
 func ifChangedFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "if-changed", Usage: "an image of the same inputs is the result, whatever version was asked for; says what was looked at, or what changed"}
+}
+
+// whyBaked says why images were baked.
+func whyBaked(baked []pipeline.Baked) (text string) {
+	for _, k := range baked {
+		if k.Changed && len(k.Why) > 0 {
+			text += "because " + strings.Join(k.Why, "; ") + "\n"
+		}
+	}
+	return text
 }
 
 // looked says by what an image was found to be up to date.

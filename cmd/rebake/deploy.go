@@ -104,13 +104,11 @@ func describeUpped(u pipeline.Upped, ifChanged bool) string {
 	if !ifChanged {
 		return text + describeDeployment(u.Deployment)
 	}
-	switch d, k := u.Deployment, u.Baked; {
-	case u.Outcome == pipeline.OutcomeUnchanged && d.Serving != nil:
+	if d := u.Deployment; u.Outcome == pipeline.OutcomeUnchanged && d.Serving != nil {
 		img := d.Serving.Spec.Image
-		return fmt.Sprintf("nothing changed: fleet %s runs %s:%s already;%s\n", d.Fleet, img.Name, img.Version, looked(k[0])[1:])
-	case len(k) > 0 && k[0].Changed && len(k[0].Why) > 0:
-		text += "because " + strings.Join(k[0].Why, "; ") + "\n"
+		return fmt.Sprintf("nothing changed: fleet %s runs %s:%s already;%s\n", d.Fleet, img.Name, img.Version, looked(u.Baked[0])[1:])
 	}
+	text += whyBaked(u.Baked)
 	if u.Outcome == pipeline.OutcomeHealed {
 		return text + fmt.Sprintf("%d dead instances of fleet %s were started anew, of the same image\n", len(u.Healed), u.Deployment.Fleet)
 	}

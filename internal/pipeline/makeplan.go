@@ -141,7 +141,7 @@ func (k *bake) explain(ctx context.Context, links []link, last []passed, changed
 		p.Field, p.Was, p.Is = links[i].inputs.Difference(last[i].Inputs)
 		p.Why = "changed: " + p.Field
 	default:
-		p.Why = "its state was not saved, or is gone from the cache"
+		p.Why = whyNotSaved
 		if c, ok, err := cp.Find(ctx, links[i].key); err == nil && ok {
 			if trail, err := readTrail(c.Note, links[:i+1]); err == nil {
 				if old := k.tooOld(links[:i+1], trail); old != "" {
@@ -155,4 +155,8 @@ func (k *bake) explain(ctx context.Context, links []link, last []passed, changed
 	return p
 }
 
-const whyNotRun = "it did not run yet"
+// Why a step runs, where no input of it changed.
+const (
+	whyNotRun   = "it did not run yet"
+	whyNotSaved = "its state was not saved, or is gone from the cache"
+)

@@ -23,16 +23,23 @@ type Looked struct {
 
 // String is a line for a person.
 func (l Looked) String() string {
-	parts := []string{"the base " + l.Base, fmt.Sprintf("%d steps with %d local files", l.Steps, l.Files)}
+	parts := []string{"the base " + l.Base, plural(l.Steps, "step") + " with " + plural(l.Files, "local file")}
 	if len(l.Asked) > 0 {
 		parts = append(parts, "the refresh command of "+strings.Join(l.Asked, ", "))
 	}
-	parts = append(parts, fmt.Sprintf("the seal and %d tests", l.Tests))
+	parts = append(parts, "the seal and "+plural(l.Tests, "test"))
 	text := "looked at " + strings.Join(parts, ", ")
 	if !l.Oldest.IsZero() {
 		text += "; no step ran before " + l.Oldest.Local().Format("2006-01-02 15:04")
 	}
 	return text
+}
+
+func plural(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
 }
 
 // looked is what was compared with the image that k.current is.
@@ -95,7 +102,7 @@ func (k *bake) why(ctx context.Context, i int) string {
 	}
 	name := fmt.Sprintf("%q", links[i].name)
 	reason := name + ": " + p.Why
-	follows := strings.HasPrefix(p.Why, "comes after") || len(k.reasons) > 0 && (len(last) == 0 || p.Why == whyNotRun)
+	follows := strings.HasPrefix(p.Why, "comes after") || p.Why == whyNotSaved || len(k.reasons) > 0 && (len(last) == 0 || p.Why == whyNotRun)
 	switch {
 	case strings.HasPrefix(p.Why, name): // it is too old
 		reason = p.Why
