@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"reflect"
 	"time"
 
@@ -228,7 +229,11 @@ func (d *Deployer) Destroy(ctx context.Context) error {
 				return fmt.Errorf("end the %s instances: %w", g.ID.Slot, err)
 			}
 		}
-		return os.RemoveAll(d.Dir) // last: until here it can be repeated
+		// Last: until here it can be repeated. A journal without fleet.json would be a fleet that lost its record.
+		if err := os.Remove(filepath.Join(d.Dir, journalName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return os.RemoveAll(d.Dir)
 	})
 	return errors.Join(err, unlock())
 }

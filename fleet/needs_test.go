@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -141,4 +143,30 @@ func TestAnImageIsHeldUntilThePlanNamesIt(t *testing.T) {
 		}
 		w.sound("1")
 	})
+}
+
+func TestOrphans(t *testing.T) {
+	root := t.TempDir()
+	if got, err := fleet.Orphans(filepath.Join(root, "none")); err != nil || len(got) != 0 {
+		t.Errorf("without fleets: %v, %v", got, err)
+	}
+	for name, files := range map[string]map[string]string{
+		"whole": {"fleet.json": "{}", "journal.jsonl": "x"}, "new": {"journal.jsonl": ""}, "begun": {"fleet.json": "{}"}, "rest": {"lock": ""},
+		"lost": {"journal.jsonl": "x"},
+	} {
+		if err := os.MkdirAll(filepath.Join(root, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for f, text := range files {
+			if err := os.WriteFile(filepath.Join(root, name, f), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "a file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := fleet.Orphans(root); err != nil || !slices.Equal(got, []string{filepath.Join(root, "lost")}) {
+		t.Errorf("%v, %v", got, err)
+	}
 }

@@ -1,7 +1,9 @@
 package oci
 
 import (
+	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -59,6 +61,45 @@ func TestOrasReadsALayoutWithTombstones(t *testing.T) {
 	refs, err := theirs.Predecessors(t.Context(), subject)
 	if err != nil || !slices.ContainsFunc(refs, func(d v1.Descriptor) bool { return artifact.Digest(d.Digest) == a.Digest }) {
 		t.Errorf("referrers: %v, %v; want %s among them", refs, err, a.Digest)
+	}
+}
+
+// What comes back by a pull is the image that was removed, or is refused.
+func TestAPulledImageReplacesItsTombstoneAlone(t *testing.T) {
+	s, elsewhere := openTemp(t), openTemp(t)
+	img, other := bake(t, s, "1", diskOf(noise(1, 3*chunkSize))), bake(t, elsewhere, "1", diskOf(noise(2, 3*chunkSize)))
+	raw, _, _, err := s.ReadManifest(img.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, _, _, err := elsewhere.ReadManifest(other.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Retire(t.Context(), img, "old", time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	blobs, err := os.ReadDir(elsewhere.blobDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range blobs {
+		if err := os.Link(filepath.Join(elsewhere.blobDir(), b.Name()), filepath.Join(s.blobDir(), b.Name())); err != nil && !errors.Is(err, os.ErrExist) {
+			t.Fatal(err)
+		}
+	}
+	ref := artifact.Ref{Name: "web", Tag: "1"}
+	if _, err := s.Adopt(t.Context(), theirs, ref); !errors.Is(err, artifact.ErrExists) {
+		t.Errorf("another image of a removed version: %v; want ErrExists", err)
+	}
+	if back, err := s.Adopt(t.Context(), raw, ref); err != nil || back.Digest != img.Digest {
+		t.Errorf("the same image: %s, %v", back.Digest, err)
+	}
+	if got, err := s.Resolve(t.Context(), ref); err != nil || got.Digest != img.Digest {
+		t.Errorf("resolved: %s, %v", got.Digest, err)
+	}
+	if gone, err := s.Removed(t.Context(), ""); err != nil || len(gone) != 0 {
+		t.Errorf("its tombstone is there still: %v, %v", gone, err)
 	}
 }
 
