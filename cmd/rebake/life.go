@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/rebake/rebake/artifact"
@@ -17,7 +16,7 @@ import (
 // shownImage is an image as lists tell it.
 type shownImage struct {
 	artifact.Image
-	Channels []string `json:"channels,omitempty"` // those of its tags that have a history
+	Channels []string `json:"channels,omitempty"` // those of its tags that it was promoted to
 	Revoked  string   `json:"revoked,omitempty"`  // why; or why it cannot be told
 }
 
@@ -32,23 +31,15 @@ func (s *session) life(images []artifact.Image) ([]shownImage, error) {
 		return out, nil
 	}
 	l := lifecycle.NewLineage(st, time.Now(), images...)
-	channels := map[string]map[string]bool{} // by name
+	channels, err := lifecycle.Promoted(s.ctx, st, images)
+	if err != nil {
+		return nil, err
+	}
 	for _, img := range images {
-		one := shownImage{Image: img}
+		one := shownImage{Image: img, Channels: channels[img.Digest]}
 		if one.Revoked, err = l.Revoked(s.ctx, img); err != nil { // one record that is rubbish hides no image
 			one.Revoked = "perhaps: " + err.Error()
 		}
-		if len(img.Tags) > 0 && channels[img.Name] == nil {
-			all, err := lifecycle.Channels(s.ctx, st, img.Name)
-			if err != nil {
-				return nil, err
-			}
-			channels[img.Name] = map[string]bool{}
-			for _, c := range all {
-				channels[img.Name][c.Channel] = true
-			}
-		}
-		one.Channels = slices.DeleteFunc(slices.Clone(img.Tags), func(t string) bool { return !channels[img.Name][t] })
 		out = append(out, one)
 	}
 	return out, nil

@@ -172,6 +172,31 @@ func Channels(ctx context.Context, s Store, of string) ([]Past, error) {
 	return out, nil
 }
 
+// Promoted are those tags of each image that it was promoted to, by the image's
+// digest: the channels that hold it, unless the tag was moved by other means.
+func Promoted(ctx context.Context, s Store, images []artifact.Image) (map[artifact.Digest][]string, error) {
+	ask := each(s, PromotionKind)
+	if len(images) > 1 {
+		ask = atOnce(s, PromotionKind)
+	}
+	out := map[artifact.Digest][]string{}
+	for _, img := range images {
+		if len(img.Tags) == 0 {
+			continue
+		}
+		got, _, err := read[Promotion](ctx, s, ask, img, PromotionKind, PromotionType)
+		if err != nil {
+			return nil, err
+		}
+		for _, tag := range img.Tags {
+			if slices.ContainsFunc(got, func(p Promotion) bool { return p.Channel == tag && p.To.Digest == img.Digest }) {
+				out[img.Digest] = append(out[img.Digest], tag)
+			}
+		}
+	}
+	return out, nil
+}
+
 // IsChannel says whether a tag of a name was ever promoted to: then only Promote moves it.
 func IsChannel(ctx context.Context, s Store, of, tag string) (bool, error) {
 	all, err := promotions(ctx, s, of, tag)

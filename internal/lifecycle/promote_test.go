@@ -56,6 +56,11 @@ func TestAChannelMovesGoesBackAndRemembers(t *testing.T) {
 		if !slices.Equal(told, want) || h.Holds == nil || h.Holds.Digest != one.Digest || h.Moved != "" {
 			t.Errorf("holds %v, moved %q:\n%s", h.Holds, h.Moved, strings.Join(told, "\n"))
 		}
+		_ = s.Tag(t.Context(), "web", "nightly", one.Digest)
+		images := must[[]artifact.Image](t)(s.List(t.Context(), "web"))
+		if got := must[map[artifact.Digest][]string](t)(lifecycle.Promoted(t.Context(), s, images)); len(got) != 1 || !slices.Equal(got[one.Digest], []string{"stable"}) {
+			t.Errorf("channels %v", got)
+		}
 		for tag, want := range map[string]bool{"stable": true, "latest": false, "1.0.0": false} {
 			if is, err := lifecycle.IsChannel(t.Context(), s, "web", tag); err != nil || is != want {
 				t.Errorf("%s is a channel: %t, %v", tag, is, err)
