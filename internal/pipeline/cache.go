@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/internal/cache"
 	"github.com/rebake/rebake/internal/event"
 )
@@ -13,7 +14,15 @@ import (
 // unused that a fleet may need. Of the images that a fleet could go back to only
 // the one before is in use here: the disks of others are made again from the store.
 func Cached(env Env) ([]cache.Entry, error) {
-	keep, err := inUse(env, 1)
+	var keep []artifact.Digest
+	err := eachFleet(env, func(_ fleet.Config, needs []fleet.Need) error {
+		for _, n := range needs {
+			if n.Back <= 1 {
+				keep = append(keep, n.Image.Content)
+			}
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -23,9 +32,22 @@ func Cached(env Env) ([]cache.Entry, error) {
 // Needed lists the contents that the store must keep besides those of its images:
 // what fleets run, are deploying or keep, and what cached bases and builds are on.
 // What a fleet could go back to is not among them: it is an image of the store, or
-// was removed, and then nothing needs its chunks.
+// was removed, and then nothing needs its chunks. Nor is what fleets have from a
+// registry, unless it is here: their copies keep what they can.
 func Needed(env Env) ([]artifact.Digest, error) {
-	keep, err := inUse(env, 0)
+	has := func(artifact.Digest) bool { return false }
+	if s, ok := env.Store.(interface{ Has(artifact.Digest) bool }); ok {
+		has = s.Has
+	}
+	var keep []artifact.Digest
+	err := eachFleet(env, func(cfg fleet.Config, needs []fleet.Need) error {
+		for _, n := range needs {
+			if n.Back == 0 && (cfg.Store == "" || has(n.Image.Content)) {
+				keep = append(keep, n.Image.Content)
+			}
+		}
+		return nil
+	})
 	if err != nil || env.Backends.Contents == nil {
 		return keep, err
 	}

@@ -431,6 +431,31 @@ func TestARollbackToBeforeAnImageThatIsGone(t *testing.T) {
 	}
 }
 
+// A fleet whose images are in a registry needs nothing of this machine's own store
+// but what happens to be here.
+func TestAFleetOfARegistryKeepsWhatIsHere(t *testing.T) {
+	s := newShelf(t)
+	here := s.put(time.Hour)
+	away := here
+	away.Digest, away.Content = artifact.Digest("sha256:"+strings.Repeat("a", 64)), artifact.Digest("sha256:"+strings.Repeat("b", 64))
+	for name, img := range map[string]artifact.Image{"one": here, "two": away} {
+		d := s.fleet(name)
+		d.Hold, d.Config.Store = nil, "oci://registry.example.com/team"
+		if err := deployTo(t.Context(), d, img); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.env.Store.(*oci.Store).Remove(t.Context(), artifact.Ref{Name: "web", Tag: "1"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Free(t.Context(), s.env, 0); err != nil {
+		t.Fatal(err)
+	}
+	if !s.env.Store.(*oci.Store).Has(here.Content) {
+		t.Error("what it runs was here, and its chunks are gone")
+	}
+}
+
 // unreachable is a store that cannot be asked.
 type unreachable struct{ *oci.Store }
 

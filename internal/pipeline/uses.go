@@ -16,20 +16,6 @@ import (
 	"github.com/rebake/rebake/internal/retain"
 )
 
-// inUse lists the content that fleets run, keep, or could go back to: so many of the latter.
-func inUse(env Env, back int) ([]artifact.Digest, error) {
-	var in []artifact.Digest
-	err := eachFleet(env, func(_ fleet.Config, needs []fleet.Need) error {
-		for _, n := range needs {
-			if n.Back <= back {
-				in = append(in, n.Image.Content)
-			}
-		}
-		return nil
-	})
-	return in, err
-}
-
 // UsedBy names a fleet that needs the image, or "".
 func UsedBy(env Env, d artifact.Digest) (string, error) {
 	var user string
