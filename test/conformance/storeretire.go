@@ -3,6 +3,7 @@ package conformance
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +18,7 @@ func storeRetiring(t *testing.T, open func(t *testing.T) artifact.Store) {
 	t.Run("what is known of a retired image stays", func(t *testing.T) { retireKeeps(t, open(t)) })
 	t.Run("a retired version stays taken", func(t *testing.T) { retireTakes(t, open(t)) })
 	t.Run("a retired image comes back as the same one", func(t *testing.T) { retireBack(t, open(t)) })
+	t.Run("a child is whole without its retired parent", func(t *testing.T) { retireParent(t, open(t)) })
 	t.Run("an image whose tags moved is not retired", func(t *testing.T) { retireMoved(t, open(t)) })
 	t.Run("sixteen retire at once", func(t *testing.T) { retireMany(t, open(t)) })
 }
@@ -132,6 +134,32 @@ func retireBack(t *testing.T, s artifact.Store) {
 	}
 	retire(t, s, img, "once more", retiredAt) // and goes again
 	wantRef(t, s, "web:1", "")
+}
+
+func retireParent(t *testing.T, s artifact.Store) {
+	base := noise(660, 40*block)
+	parent := bakeDisk(t, s, "web:1", flat(base))
+	kid := flat(slices.Clone(base))
+	kid.parent = parent.Content
+	copy(kid.parts[0].data, noise(661, block))
+	kid.extents = []artifact.Extent{{Length: block}, {Offset: block, Length: 39 * block, Inherited: true}}
+	child := bakeDisk(t, s, "web:2", kid)
+	retire(t, s, parent, "x", retiredAt)
+	if _, err := s.(artifact.Deleter).Prune(limit(t), 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	fetch(t, s, child.Content, kid)
+	if v, ok := s.(artifact.Verifier); ok {
+		if err := v.Verify(limit(t), child, nil); err != nil {
+			t.Error(err)
+		}
+	}
+	// A grandchild is made of the child, as if the parent had never been.
+	grand := flat(slices.Clone(kid.parts[0].data))
+	grand.parent = child.Content
+	copy(grand.parts[0].data[block:], noise(662, block))
+	grand.extents = []artifact.Extent{{Length: block, Inherited: true}, {Offset: block, Length: block}, {Offset: 2 * block, Length: 38 * block, Inherited: true}}
+	fetch(t, s, bakeDisk(t, s, "web:3", grand).Content, grand)
 }
 
 func retireMoved(t *testing.T, s artifact.Store) {
