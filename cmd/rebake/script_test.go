@@ -45,7 +45,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 "../../test/script",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
-		Deadline:            time.Now().Add(time.Minute), // a hang is a failure
+		Deadline:            time.Now().Add(4 * time.Minute), // of all together, on a machine that is busy too: a hang is a failure
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("REBAKE_HOME", filepath.Join(e.WorkDir, "home"))
