@@ -39,7 +39,9 @@ var mutants = []mutant{
 	{"a hold ends that nobody watched", "next.go", "	r = r.watched(now)\n", ""},
 	{"the epoch does not rise", "session.go", "	l := lease{s.last + 1, me()}", "	l := lease{s.last, me()}"},
 	{"hooks are told of nothing late", "session.go", "		if asked || slices.Contains(r.Told, due.key) || ctx.Err() != nil {", "		if asked || slices.Contains(r.Told, due.key) || ctx.Err() != nil || r.State.Finished() {"},
-	{"rollback goes to an image that was left before", "history.go", "h[i].State.Proven() && d != cur.Spec.Image.Digest && !bad[d]", "h[i].State.Proven() && d != cur.Spec.Image.Digest"},
+	{"rollback goes to an image that was left before", "needs.go", "		if r.Rollback && r.Old != nil {", "		if false && r.Rollback && r.Old != nil {"},
+	{"the image of an unfinished deployment is not needed", "needs.go", "		add(&l.New, why, 0)\n", "		_ = why\n"},
+	{"the image is not held until the plan names it", "deployer.go", "s.held(ctx, p.New.Spec.Image, func() error { return s.append(ctx, kindPlan, p) })", "s.append(ctx, kindPlan, p)"},
 	{"given up, the worse slot is kept", "deployer.go", "r.KeptNew = after > before ||", "r.KeptNew = after < before ||"},
 	{"a deployment begins although one is unfinished", "deployer.go", "			if r.State == Blocked || r.State == Paused || !reflect.DeepEqual(r.New.Spec, req.Spec) {", "			if r.State == Blocked || r.State == Paused {"},
 }
