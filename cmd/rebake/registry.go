@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/artifact/registry"
@@ -116,7 +117,16 @@ func imagePull(s *session) error {
 		return err
 	}
 	return s.transfer("pull "+strings.TrimPrefix(src.String(), registry.Scheme), "pulled", func(ctx context.Context, o registry.Options) (registry.Result, error) {
-		return missing(registry.Pull(ctx, src, to, s.c.String("arch"), o))
+		res, err := missing(registry.Pull(ctx, src, to, s.c.String("arch"), o))
+		if err != nil {
+			return res, err
+		}
+		if why, err := lifecycle.Revoked(ctx, to, res.Image, time.Now()); err != nil {
+			event.Warnf(ctx, "cannot tell whether %s is revoked: %v", res.Ref, err)
+		} else if why != "" {
+			event.Warnf(ctx, "%s is revoked: %s", res.Ref, why)
+		}
+		return res, nil
 	})
 }
 
