@@ -169,7 +169,7 @@ func newClient(o Options) (*client, error) {
 	base := http.DefaultTransport.(*http.Transport).Clone()
 	base.MaxIdleConnsPerHost, base.ResponseHeaderTimeout = o.Parallel, o.Stall
 	base.MaxResponseHeaderBytes = 256 << 10
-	return &client{o, &auth.Client{Client: &http.Client{Transport: busy{base}}, Cache: auth.NewCache(),
+	return &client{o, &auth.Client{Client: &http.Client{Transport: busy{base, o.Stall}}, Cache: auth.NewCache(),
 		Credential: credentials.Credential(creds), ClientID: "rebake"}}, nil
 }
 

@@ -25,9 +25,12 @@ import (
 )
 
 // server starts Debian's docker-registry on a loopback port of its own.
-func server(t *testing.T) string {
+func server(t *testing.T) string { t.Helper(); return serverIn(t, t.TempDir()) }
+
+// serverIn is one whose data is in dir.
+func serverIn(t *testing.T, dir string) string {
 	t.Helper()
-	addr, stop, err := servers.DockerRegistry(t.TempDir())
+	addr, stop, err := servers.DockerRegistry(dir)
 	if err != nil {
 		t.Fatal(err)
 	}

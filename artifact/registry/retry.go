@@ -24,8 +24,12 @@ const (
 	longestAfter = 5 * time.Minute // of a server's Retry-After that is respected
 )
 
-// busy is a transport that makes errors of the answers that pass.
-type busy struct{ next http.RoundTripper }
+// busy is a transport that makes errors of the answers that pass, and ends those
+// of which no byte comes for a while.
+type busy struct {
+	next  http.RoundTripper
+	stall time.Duration
+}
 
 type busyError struct {
 	status int
@@ -37,9 +41,15 @@ func (e *busyError) Error() string {
 }
 
 func (b busy) RoundTrip(r *http.Request) (*http.Response, error) {
-	resp, err := b.next.RoundTrip(r)
-	if err != nil || resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestTimeout || resp.StatusCode == http.StatusNotImplemented {
-		return resp, err
+	ctx, cancel := context.WithCancelCause(r.Context())
+	resp, err := b.next.RoundTrip(r.WithContext(ctx))
+	if err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	resp.Body = &answer{resp.Body, ctx, cancel, time.AfterFunc(b.stall, func() { cancel(fmt.Errorf("no byte for %s", b.stall)) }), b.stall}
+	if resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestTimeout || resp.StatusCode == http.StatusNotImplemented {
+		return resp, nil
 	}
 	resp.Body.Close()
 	e := &busyError{status: resp.StatusCode}
@@ -51,6 +61,33 @@ func (b busy) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 	}
 	return nil, e
+}
+
+// answer is a body that ends when no byte comes for a while.
+type answer struct {
+	io.ReadCloser
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	t      *time.Timer
+	stall  time.Duration
+}
+
+func (a *answer) Read(p []byte) (int, error) {
+	n, err := a.ReadCloser.Read(p)
+	if n > 0 {
+		a.t.Reset(a.stall)
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = caused(a.ctx, err)
+	}
+	return n, err
+}
+
+func (a *answer) Close() error {
+	a.t.Stop()
+	err := a.ReadCloser.Close()
+	a.cancel(nil)
+	return err
 }
 
 // localError marks an error of this side, which trying again does not mend.
