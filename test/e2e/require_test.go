@@ -20,7 +20,7 @@ func TestAFleetRefusesWhatItDoesNotTrust(t *testing.T) {
 	maker, w := newWorld(t), newWorld(t)
 	addr := freeAddr(t)
 	url := "http://" + addr + "/cgi-bin/app"
-	plain := strings.Replace(fleetTemplate(addr), "fleet:\n", "fleet:\n  require: {signed_by: [release], tests: passed, provenance: true, max_age: 30d}\n", 1)
+	plain := strings.Replace(fleetTemplate(addr), "fleet:\n", "fleet:\n  require: {signed_by: [release], tests: passed, provenance: true, not_revoked: true, max_age: 30d}\n", 1)
 	store := "store: oci://" + startRegistry(t) + "/team\n"
 	maker.write("t.yaml", "sign: release\n"+store+plain)
 	maker.write("unsigned.yaml", store+plain)
@@ -73,6 +73,9 @@ func TestAFleetRefusesWhatItDoesNotTrust(t *testing.T) {
 	if err := os.Remove(disk); err != nil {
 		t.Fatal(err)
 	}
+	maker.rebake(0, "--store", at, "revoke", "tiny:latest", "--reason", "CVE-2026-1")
+	refused("revoked", "revoked", "CVE-2026-1")
+	maker.rebake(0, "--store", at, "restore", "tiny:latest", "--reason", "a false alarm")
 	w.rebake(0, "deploy", "t.yaml", "--image", "tiny:latest", "--var", "release=3")
 	if got := body(t, url); got != "release 3\n" {
 		t.Errorf("the good one serves %q", got)
