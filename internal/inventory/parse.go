@@ -124,16 +124,36 @@ func (p *parser) record(rec string) {
 		}
 	case 'A':
 		p.apkLine(v)
-	case 'L':
-		t, name, _ := strings.Cut(v, " ")
-		p.written[listName(name)], _ = strconv.ParseInt(t, 10, 64)
+	case 'L', 'W', '5':
+		p.list(kind, v)
 	case 'w':
 		p.pkg = listName(v)
 	case 'y':
 		p.owner[v] = p.pkg
-	case '5':
-		if sum, name, ok := strings.Cut(v, "  "); ok && isHex(sum, 32) {
-			p.md5["/"+name] = "md5:" + sum
+	}
+}
+
+// list reads what dpkg keeps: times of its lists of files, the lists with a line of
+// the name of each, the digests.
+func (p *parser) list(kind byte, text string) {
+	for line := range strings.SplitSeq(text, "\n") {
+		if len(p.owner)+len(p.md5)+len(p.written) > 2*maxEntries {
+			return
+		}
+		switch kind {
+		case 'L':
+			t, name, _ := strings.Cut(line, " ")
+			p.written[listName(name)], _ = strconv.ParseInt(t, 10, 64)
+		case 'W':
+			if name, ok := strings.CutPrefix(line, "==> "); ok {
+				p.pkg = listName(strings.TrimSuffix(name, " <=="))
+			} else if line != "" {
+				p.owner[line] = p.pkg
+			}
+		case '5':
+			if sum, name, ok := strings.Cut(line, "  "); ok && isHex(sum, 32) {
+				p.md5["/"+name] = "md5:" + sum
+			}
 		}
 	}
 }
@@ -182,6 +202,27 @@ func (p *parser) endAPK() {
 		p.inv.Packages = append(p.inv.Packages, p.apk)
 	}
 	p.apk = Package{}
+}
+
+// enabling tells whether a file's name may be what enables something.
+func enabling(path string) bool {
+	for _, dir := range []string{"/etc/systemd/system/", "/etc/runlevels/", "/etc/cron.d/", "/etc/cron.hourly/", "/etc/cron.daily/", "/etc/cron.weekly/", "/etc/cron.monthly/", "/var/spool/cron/"} {
+		if strings.HasPrefix(path, dir) {
+			return true
+		}
+	}
+	return path == "/etc/crontab"
+}
+
+// kept tells whether a file is a package manager's own, or a log: what it holds
+// follows from the packages, or tells nothing.
+func kept(path string) bool {
+	for _, dir := range []string{"/var/lib/dpkg/", "/var/lib/rpm/", "/usr/lib/sysimage/rpm/", "/lib/apk/db/", "/usr/lib/apk/db/", "/var/cache/", "/var/log/"} {
+		if strings.HasPrefix(path, dir) {
+			return true
+		}
+	}
+	return false
 }
 
 // unit takes a file that enables something: a link in a .wants directory, a
@@ -324,6 +365,9 @@ func (p *parser) finish() (read []int) {
 		f := &inv.Files[i]
 		when[f.Path] = p.changed[i]
 		f.Package = p.owner[f.Path]
+		if f.Type != "d" && enabling(f.Path) {
+			p.unit(f.Path)
+		}
 	}
 	slices.SortFunc(inv.Files, func(a, b File) int { return cmp.Compare(a.Path, b.Path) })
 	inv.Files = slices.CompactFunc(inv.Files, func(a, b File) bool { return a.Path == b.Path })
@@ -334,6 +378,9 @@ func (p *parser) finish() (read []int) {
 		}
 		at, known := p.written[f.Package]
 		sum := p.md5[f.Path]
+		if !p.every && kept(f.Path) {
+			continue
+		}
 		if p.every || !known || sum == "" || strings.HasPrefix(f.Path, "/etc/") || when[f.Path] > at {
 			read = append(read, i)
 			continue

@@ -20,25 +20,26 @@ for d in "$R"/lib/modules/* "$R"/usr/lib/modules/*; do [ ! -d "$d" ] || printf '
 [ ! -f "$R/etc/group" ] || say G <"$R/etc/group"
 [ -r "$R/proc/net/tcp" ] || unknown "ports: the guest has no /proc/net/tcp"
 for p in tcp tcp6 udp udp6; do [ ! -r "$R/proc/net/$p" ] || say "n $p" <"$R/proc/net/$p"; done
-if has find; then
+if [ "$INVENTORY" = files ]; then : # they are among the files
+elif has find; then
   set --
   for d in etc/systemd/system etc/runlevels etc/cron.d etc/cron.hourly etc/cron.daily etc/cron.weekly etc/cron.monthly etc/crontab var/spool/cron; do
     [ ! -e "$R/$d" ] || set -- "$@" "$R/$d"
   done
   [ $# = 0 ] || find "$@" ! -type d -exec printf 'u %s\0' {} +
-else
-  unknown "units: the guest has no find"; unknown "cron: the guest has no find"
 fi
+has find || { unknown "units: the guest has no find"; unknown "cron: the guest has no find"; }
 if [ -z "$R" ] && has sshd; then
   # The image has no host key any more, and sshd wants one to say its settings. It
   # is in memory: whatever happens here, it is not in the image.
-  if has ssh-keygen && T=$(mktemp -d /run/rebake-inventory.XXXXXX 2>/dev/null); then
+  T=/run/rebake-inventory.$$
+  if mkdir "$T" 2>/dev/null; then
     [ -d /run/sshd ] || { mkdir /run/sshd; made=1; }
-    ssh-keygen -q -t ed25519 -N '' -f "$T/key" </dev/null >/dev/null 2>&1
+    printf '%s\n' "$KEY" >"$T/key"
     if sshd -T -h "$T/key" >"$T/out" 2>"$T/why"; then say s <"$T/out"; else unknown "sshd: $(tr '\n\0' '  ' <"$T/why")"; fi
     [ -z "$made" ] || rmdir /run/sshd
     rm -rf "$T"
-  else unknown "sshd: the guest has no ssh-keygen, or no place in /run"; fi
+  else unknown "sshd: the guest has no place in /run"; fi
 fi
 
 if [ -f "$R/var/lib/dpkg/status" ]; then
@@ -46,15 +47,17 @@ if [ -f "$R/var/lib/dpkg/status" ]; then
     dpkg-query --admindir="$R/var/lib/dpkg" -W -f='p dpkg\t${Package}\t${Version}\t${Architecture}\t${source:Package}\t${db:Status-Abbrev}\n' | lines
   else unknown "packages: the guest has no dpkg-query"; fi
   if [ "$INVENTORY" = files ]; then
-    # When each list of files was written, the lists, and what is in the files.
+    # When each list of files was written, the lists, and what is in the files: as
+    # they are, because a pipe of megabytes costs as much as the reading.
     set -- "$R"/var/lib/dpkg/info/*.list
     if [ ! -e "$1" ]; then :
-    elif has stat && has awk; then
-      stat -c 'L %Z %n' "$@" | lines
-      awk '{ if (FNR == 1) { n = FILENAME; sub(".*/", "", n); print "w " n } print "y " $0 }' "$@" | lines
-    else unknown "owners: the guest has no stat or no awk"; fi
+    elif has stat && has tail; then
+      printf 'L '; stat -c '%Z %n' "$@"
+      printf '\0W '; tail -n +1 /dev/null "$@" # with a line of each name
+      printf '\0'
+    else unknown "owners: the guest has no stat or no tail"; fi
     set -- "$R"/var/lib/dpkg/info/*.md5sums
-    [ ! -e "$1" ] || sed 's/^/5 /' "$@" | lines
+    [ ! -e "$1" ] || { printf '5 '; cat "$@"; printf '\0'; }
   fi
 fi
 if [ -d "$R/var/lib/rpm" ] || [ -d "$R/usr/lib/sysimage/rpm" ]; then

@@ -2,7 +2,11 @@ package inventory
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/rebake/rebake/provisioner"
+	"golang.org/x/crypto/ssh"
 )
 
 // Extent is how much is looked at.
@@ -67,7 +72,11 @@ func take(ctx context.Context, g provisioner.Guest, e Extent, root string) (*Inv
 	if e == Packages {
 		what = Packages
 	}
-	if err := ask(ctx, g, root, string(what), script, nil, &stream{to: p.take, left: maxOutput, sep: 0}); err != nil {
+	key, err := hostKey()
+	if err != nil {
+		return nil, err
+	}
+	if err := ask(ctx, g, root, string(what), "KEY="+provisioner.Quote(key)+"\n"+script, nil, &stream{to: p.take, left: maxOutput, sep: 0}); err != nil {
 		return nil, err
 	}
 	inv, read, err := p.end()
@@ -87,6 +96,19 @@ func take(ctx context.Context, g provisioner.Guest, e Extent, root string) (*Inv
 		budget = math.MaxInt64
 	}
 	return inv, digest(ctx, g, inv, read, root, budget)
+}
+
+// hostKey is a key for this once, with which sshd says its settings.
+func hostKey() (string, error) {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return "", err
+	}
+	block, err := ssh.MarshalPrivateKey(key, "")
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimSpace(string(pem.EncodeToMemory(block))), nil
 }
 
 // ask runs one of the scripts.
@@ -110,17 +132,21 @@ func failed(err error) error {
 	return fmt.Errorf("take the inventory: %w", err)
 }
 
-// digest has the guest read the files with these numbers, the smallest first, up
-// to so many bytes.
+// digest has the guest read the files with these numbers, up to so many bytes:
+// first those of no package, which nobody else knows, and the smallest of them.
 func digest(ctx context.Context, g provisioner.Guest, inv *Inventory, read []int, root string, left int64) error {
-	slices.SortStableFunc(read, func(a, b int) int { return int(min(max(inv.Files[a].Size-inv.Files[b].Size, -1), 1)) })
+	slices.SortStableFunc(read, func(a, b int) int {
+		fa, fb := inv.Files[a], inv.Files[b]
+		return cmp.Or(cmp.Compare(rank(fa), rank(fb)), cmp.Compare(fa.Size, fb.Size))
+	})
 	var names bytes.Buffer
 	at := map[string]int{}
 	for _, i := range read {
 		f := &inv.Files[i]
-		if left -= f.Size; left < 0 {
-			break
+		if f.Size > left { // a smaller one of a package may do
+			continue
 		}
+		left -= f.Size
 		if strings.ContainsAny(f.Path, "\n\\\r") { // sha256sum would write it in another way
 			continue
 		}
@@ -139,6 +165,13 @@ func digest(ctx context.Context, g provisioner.Guest, inv *Inventory, read []int
 	}})
 }
 
+func rank(f File) int {
+	if f.Package == "" || strings.HasPrefix(f.Path, "/etc/") {
+		return 0
+	}
+	return 1
+}
+
 func isHex(s string, n int) bool {
 	return len(s) == n && strings.Trim(s, "0123456789abcdef") == ""
 }
@@ -152,8 +185,8 @@ type stream struct {
 	err  error
 }
 
-// maxRecord bounds a record: a path has 4 KiB at most, a group many members.
-const maxRecord = 1 << 20
+// maxRecord bounds a record: all the lists of files of dpkg are one.
+const maxRecord = 32 << 20
 
 func (s *stream) Write(b []byte) (int, error) {
 	n := len(b)

@@ -5,15 +5,20 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/rebake/rebake/internal/inventory"
 	"github.com/rebake/rebake/internal/state"
 	"github.com/rebake/rebake/test/servers"
 )
@@ -79,6 +84,48 @@ func TestABakeIsTestedStoredTaggedAndNotRepeated(t *testing.T) {
 		t.Errorf("an unchanged template was baked again: %q", out)
 	}
 	w.rebake(0, "images", "verify")
+
+	// What the image says that it holds.
+	inv := w.inventory("tiny:nightly")
+	sum := sha256.Sum256([]byte("release 7\n"))
+	if f := inv.file("/www/index.html"); f.Digest != "sha256:"+hex.EncodeToString(sum[:]) || f.Size != 10 {
+		t.Errorf("%+v", f)
+	}
+	if f := inv.file("/bin/ls"); f.Type != "l" || f.Link != "busybox" {
+		t.Errorf("%+v", f)
+	}
+	if f := inv.file("/bin/busybox"); f.Mode != 0o755 || !strings.HasPrefix(f.Digest, "sha256:") {
+		t.Errorf("%+v", f)
+	}
+	if f := inv.file("/root/.ssh/authorized_keys"); f.Path != "" {
+		t.Error("the key of the build is in it")
+	}
+	if ports := strings.Join(inv.Ports, " "); !strings.Contains(ports, ":22") || !strings.Contains(ports, ":80") || len(inv.Users) != 2 || len(inv.Unknown) > 0 {
+		t.Errorf("%s, %v, %v", ports, inv.Users, inv.Unknown)
+	}
+	w.write("policy.yaml", "sbom: true\n")
+	w.rebake(0, "verify", "tiny:nightly", "--policy", "policy.yaml")
+}
+
+// inventory asks the binary what an image holds.
+func (w *world) inventory(ref string) (inv held) {
+	w.t.Helper()
+	out, _ := w.rebake(0, "sbom", ref, "--format", "inventory")
+	if err := json.Unmarshal([]byte(out), &inv); err != nil {
+		w.t.Fatal(err)
+	}
+	return inv
+}
+
+type held struct{ inventory.Inventory }
+
+func (h held) file(path string) inventory.File {
+	for _, f := range h.Files {
+		if f.Path == path {
+			return f
+		}
+	}
+	return inventory.File{}
 }
 
 func TestAnExportedImageBootsInPlainQEMU(t *testing.T) {
@@ -213,6 +260,14 @@ test:
 	out, _ := first.rebake(0, "--store", store, "images", "ls")
 	if !strings.Contains(out, "\nchild ") || !strings.Contains(out, "\ntiny ") {
 		t.Errorf("the registry has:\n%s", out)
+	}
+	out, _ = w.rebake(0, "--store", store, "diff", "tiny:latest", "child:latest", "--files")
+	if !regexp.MustCompile(`(?m)^file +added +/www/child `).MatchString(out) || strings.Contains(out, "/www/index.html") || strings.Contains(out, "/bin/") {
+		t.Errorf("the child is its parent with one more file, not\n%s", out)
+	}
+	w.rebake(7, "--store", store, "diff", "tiny:latest", "child:latest", "--fail-on", "file")
+	if out, _ := w.rebake(0, "--store", store, "blame", "child", "--file", "/www/index.html"); !strings.Contains(out, "from its base tiny:") {
+		t.Error(out)
 	}
 	if out, _ = first.rebake(0, "images", "ls"); !strings.Contains(out, "no images yet") {
 		t.Errorf("the first machine's own store has:\n%s", out)

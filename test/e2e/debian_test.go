@@ -3,11 +3,16 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
+	"maps"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/rebake/rebake/internal/inventory"
 )
 
 // The real guest, whole: a Debian base is made from packages, baked, sealed and
@@ -57,7 +62,12 @@ test:
 
 	said := regexp.MustCompile(`id: (\w+) random: ([0-9a-f]{64}) now: (\d+)`)
 	logs := []string{log}
-	for _, change := range []string{"echo two", "echo three"} {
+	versions := []string{img.Version}
+	// A package of the guest's own making, with a setuid program; dpkg logs what it does.
+	install := `: >/var/log/dpkg.log; mkdir -p /tmp/p/DEBIAN /tmp/p/usr/bin && cp /bin/true /tmp/p/usr/bin/rebake-tool && chmod 4755 /tmp/p/usr/bin/rebake-tool &&
+printf 'Package: rebake-tool\nVersion: 1:2.0~rc1-1\nArchitecture: all\nMaintainer: nobody <nobody@example.org>\nDescription: for a test\n' >/tmp/p/DEBIAN/control &&
+dpkg-deb --build /tmp/p /tmp/p.deb && dpkg -i /tmp/p.deb && sed 's/^/dpkg.log: /' /var/log/dpkg.log`
+	for _, change := range []string{"echo two", install} {
 		write(change)
 		began := time.Now()
 		_, log := w.rebake(0, "build", "t.yaml", "--skip-test")
@@ -66,8 +76,9 @@ test:
 		if got := strings.TrimPrefix(ran(log), "file-2 "); got != "last" || strings.Contains(log, "boot debian:bookworm: started") {
 			t.Errorf("a changed last step ran %q\n%s", got, log)
 		}
-		logs = append(logs, log)
+		logs, versions = append(logs, log), append(versions, w.image("real:latest").Version)
 	}
+	w.namesWhatDpkgDid("real:"+versions[1], "real:"+versions[2], logs[2])
 	seen := map[string]bool{}
 	for _, log := range logs {
 		m := said.FindStringSubmatch(log)
@@ -85,5 +96,39 @@ test:
 		if off := time.Since(time.Unix(int64(sec.Seconds()), 0)); off < -time.Minute || off > 10*time.Minute {
 			t.Errorf("the guest's clock is off by %s", off)
 		}
+	}
+}
+
+// namesWhatDpkgDid holds the diff of two images to what dpkg in the guest wrote down.
+func (w *world) namesWhatDpkgDid(a, b, log string) {
+	w.t.Helper()
+	want := map[string]string{}
+	for _, m := range regexp.MustCompile(`dpkg\.log: \S+ \S+ status installed (\S+):\S+ (\S+)`).FindAllStringSubmatch(log, -1) {
+		want[m[1]] = m[2]
+	}
+	out, _ := w.rebake(0, "--output", "json", "diff", a, b)
+	var o struct{ Result inventory.Diff }
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &o); err != nil {
+		w.t.Fatal(err)
+	}
+	got := map[string]string{}
+	for _, c := range o.Result.Packages {
+		got[c.Name] = c.To
+	}
+	if len(want) == 0 || !maps.Equal(got, want) || o.Result.Packages[0].What != inventory.Added {
+		w.t.Errorf("diff names %v, dpkg's log %v", got, want)
+	}
+	if d := o.Result; !slices.Equal(d.SetID, []string{"/usr/bin/rebake-tool"}) || len(d.Users)+len(d.Ports)+len(d.Units)+len(d.SSHD)+len(d.Kernel)+len(d.Unknown) > 0 {
+		w.t.Errorf("%+v", d)
+	}
+	text, _ := w.rebake(0, "diff", a, b, "--files")
+	w.t.Log(text)
+	w.rebake(7, "diff", a, b, "--fail-on", "setuid,user")
+	if out, _ := w.rebake(0, "blame", "real", "--package", "rebake-tool"); !strings.Contains(out, "package rebake-tool came with "+b) {
+		w.t.Error(out)
+	}
+	if n := len(w.inventory(b).SSHD); n < 20 {
+		w.t.Errorf("%d settings of sshd", n)
 	}
 }
