@@ -41,12 +41,13 @@ provision:
 %s
 test:
   - file: {path: /www/index.html, contains: release}
-  - http: {port: 80, path: /, status: 200, contains: release, within: 20s}
+  - http: {port: 80, path: /, status: 200, contains: release, within: 60s}
 tags: [nightly]
 `, guest.path, strings.TrimPrefix(guest.sum, "sha256:"), steps)
 }
 
 func TestABakeIsTestedStoredTaggedAndNotRepeated(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.write("t.yaml", tiny(""))
 	began := time.Now()
@@ -129,6 +130,7 @@ func (h held) file(path string) inventory.File {
 }
 
 func TestAnExportedImageBootsInPlainQEMU(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.write("t.yaml", tiny(`  - file: {content: "#!/bin/sh\necho EXPORTED-IMAGE-IS-UP >/dev/console\n", destination: /etc/start.d/up, mode: "0755"}`))
 	w.rebake(0, "build", "t.yaml", "--skip-test")
@@ -210,6 +212,7 @@ func TestAKilledBuildLeavesNoMachineAndGCLeavesNothing(t *testing.T) {
 }
 
 func TestAFailedStepSaysWhichAndLeavesNothing(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.write("t.yaml", tiny(`  - shell: {name: the broken one, inline: ["echo about to fail", "exit 9"]}`))
 	_, log := w.rebake(1, "build", "t.yaml")
@@ -224,6 +227,7 @@ func TestAFailedStepSaysWhichAndLeavesNothing(t *testing.T) {
 }
 
 func TestAFailedTestRegistersNothing(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	text := strings.Replace(tiny(""), "tags: [nightly]", `  - command: {run: "cat /no-such-file"}`+"\ntags: [nightly]", 1)
 	w.write("t.yaml", text)
@@ -239,6 +243,7 @@ func TestAFailedTestRegistersNothing(t *testing.T) {
 
 // The parent is made by one machine and the child by another, which share a registry.
 func TestAChildOfAnImageKeepsWhatItsParentHad(t *testing.T) {
+	t.Parallel()
 	store := "oci://" + startRegistry(t) + "/team"
 	first, w := newWorld(t), newWorld(t)
 	first.write("parent.yaml", tiny(""))

@@ -14,6 +14,7 @@ import (
 
 func TestAKilledBaseLeavesNoProcessNoMountAndGCLeavesNothing(t *testing.T) {
 	w := newWorld(t)
+	w.bases = true
 	shared := func() []string { // where a plain user's base is made
 		found, _ := filepath.Glob(filepath.Join(os.TempDir(), fmt.Sprintf("rebake-base-%d-*", os.Getuid())))
 		return found

@@ -49,6 +49,7 @@ func waitFor(t *testing.T, r io.Reader, text string) {
 }
 
 func TestABuildGoesOnFromTheLastStateThatIsGood(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	build := func(want int, flags ...string) string {
 		t.Helper()
@@ -102,6 +103,7 @@ func TestABuildGoesOnFromTheLastStateThatIsGood(t *testing.T) {
 // A kill at any time while states are saved costs what was not saved, no more:
 // the next build is right, and nothing is left but good checkpoints.
 func TestAKillWhileStatesAreSavedLeavesOnlyGoodOnes(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.steps(`{name: one, inline: ["sleep 1; echo one >> /www/log"]}`, `{name: two, inline: ["sleep 1; echo two >> /www/log"]}`,
 		`{name: three, inline: ["echo three >> /www/log; cat /www/log"]}`)
@@ -149,6 +151,7 @@ func TestAKillWhileStatesAreSavedLeavesOnlyGoodOnes(t *testing.T) {
 
 // Two builds that go on from one memory share neither random numbers nor time.
 func TestTwoBuildsFromOneStateDiffer(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.steps(`{name: one, inline: ["sleep 2"]}`, `{name: two, inline: ["true"]}`)
 	w.rebake(0, "build", "steps.yaml", "--skip-test")

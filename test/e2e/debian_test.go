@@ -19,12 +19,14 @@ import (
 // tested in two boots; then the last step changes twice, and both builds go on
 // from one saved memory without sharing what must not be shared.
 func TestADebianGuestIsBakedTestedAndGoneOnFrom(t *testing.T) {
+	t.Parallel()
 	lists := func() string { return strings.Join(files(t, "/var/lib/apt/lists"), "\n") }
 	before := lists()
 	if !strings.Contains(before, "Packages") {
 		t.Fatal("there are no package lists to lose: the test is blind (apt-get update)")
 	}
 	w := newWorld(t)
+	w.bases = true
 	write := func(last string) {
 		w.write("t.yaml", fmt.Sprintf(`name: real
 build:

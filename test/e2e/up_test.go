@@ -196,6 +196,7 @@ func TestUpSwapsUnderLoadRefusesABrokenImageAndRollsBack(t *testing.T) {
 }
 
 func TestAnUnfinishedDeploymentIsResumedAfterAKill(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	addr := freeAddr(t)
 	url := "http://" + addr + "/cgi-bin/app"
