@@ -149,6 +149,7 @@ func process(t *testing.T, home, at string) (seen []string) {
 	}
 	_, _ = io.Copy(io.Discard, out)
 	err = cmd.Wait()
+	forksEnd(t, home)
 	if at == "" && (err != nil || last != "baked") {
 		t.Fatalf("the baker ended with %q, %v", last, err)
 	}
@@ -156,6 +157,33 @@ func process(t *testing.T, home, at string) (seen []string) {
 		t.Fatalf("the baker never came to %q: %q", at, seen)
 	}
 	return seen
+}
+
+// forksEnd waits for what the baker had forked and was not yet another program
+// when it was killed: it holds the baker's locks until then.
+func forksEnd(t *testing.T, home string) {
+	t.Helper()
+	self, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return // no such file system here
+	}
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		pids, err := filepath.Glob("/proc/[0-9]*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.ContainsFunc(pids, func(pid string) bool {
+			exe, err := os.Readlink(pid + "/exe")
+			if err != nil || exe != self {
+				return false
+			}
+			environ, err := os.ReadFile(pid + "/environ")
+			return err == nil && strings.Contains("\x00"+string(environ), "\x00"+baker+"="+home+"\x00")
+		}) {
+			return
+		}
+	}
+	t.Fatal("a fork of the killed baker does not end")
 }
 
 // A build is killed at every boundary there is. What it left is named, gc takes
