@@ -184,6 +184,7 @@ func (p *page) write() error {
 	p.table("rebake alone | runs | this, s | cold boot, s", own())
 	p.small()
 	p.tests()
+	p.store()
 	p.resources()
 	p.tuning()
 	p.timeLines()

@@ -28,6 +28,7 @@ func scenarios() []scenario {
 		{"files", "a file of 100 MB, 1,000 files of 2 KiB, loopback", rebakeFiles, packerOf("files"), 1},
 		{"netem", "the same with a round trip of " + roundTrip, rebakeSlow, packerSlow, 1},
 		{"another", "real on a base that trivial booted", rebakeAnother, nil, 1},
+		{"store", "a disk of 2 GiB into a store, a registry, and another store, beside zstd and sha256sum", rebakeStore, storeBeside, 1},
 		{"tests", "rebake's test stage, which Packer has not", rebakeTests, nil, 2},
 	}
 }
