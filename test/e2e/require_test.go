@@ -13,15 +13,16 @@ import (
 
 // TestAFleetRefusesWhatItDoesNotTrust is the policy on real parts: one machine
 // makes images and another runs them, and they share a registry. The fleet takes
-// a signed and tested image, and refuses an unsigned, an untested and a tampered
-// one, each in its own words, while the one before serves.
+// a signed and tested image, and refuses an unsigned, an untested, a revoked and a
+// tampered one, each in its own words, while the one before serves.
 func TestAFleetRefusesWhatItDoesNotTrust(t *testing.T) {
 	t.Parallel() // it waits more than it works
 	maker, w := newWorld(t), newWorld(t)
 	addr := freeAddr(t)
 	url := "http://" + addr + "/cgi-bin/app"
-	plain := strings.Replace(fleetTemplate(addr), "fleet:\n", "fleet:\n  require: {signed_by: [release], tests: passed, provenance: true, not_revoked: true, max_age: 30d}\n", 1)
+	plain := strings.Replace(fleetTemplate(addr), "fleet:\n", "fleet:\n  require: {signed_by: [release], tests: passed, provenance: true, not_revoked: true, channel: stable, max_age: 30d}\n", 1)
 	store := "store: oci://" + startRegistry(t) + "/team\n"
+	at := strings.TrimSpace(strings.TrimPrefix(store, "store: "))
 	maker.write("t.yaml", "sign: release\n"+store+plain)
 	maker.write("unsigned.yaml", store+plain)
 	maker.rebake(0, "key", "generate", "release", "--type", statement.Ed25519)
@@ -30,11 +31,11 @@ func TestAFleetRefusesWhatItDoesNotTrust(t *testing.T) {
 	w.write("t.yaml", store+strings.Replace(plain, "[release]", "[release.pub]", 1))
 
 	maker.rebake(0, "build", "t.yaml", "--var", "release=1")
+	maker.rebake(0, "--store", at, "promote", "tiny:latest", "stable", "--reason", "the first")
 	w.rebake(0, "deploy", "t.yaml", "--var", "release=1")
 	if got := body(t, url); got != "release 1\n" {
 		t.Fatalf("the signed image serves %q", got)
 	}
-	at := strings.TrimSpace(strings.TrimPrefix(store, "store: "))
 	out, _ := w.rebake(0, "--store", at, "verify", "tiny:latest", "--key", "release.pub")
 	if !strings.Contains(out, "signed by key release") || !strings.Contains(out, "ok     bytes") {
 		t.Errorf("verify: %s", out)
@@ -52,11 +53,12 @@ func TestAFleetRefusesWhatItDoesNotTrust(t *testing.T) {
 		}
 	}
 	maker.rebake(0, "build", "unsigned.yaml", "--var", "release=2", "--skip-test")
-	refused("unsigned, untested", "unsigned: it carries no signature", "untested: no test result", "without provenance: none is attached")
+	refused("unsigned, untested", "unsigned: it carries no signature", "untested: no test result", "without provenance: none is attached", "not in channel stable: that is tiny:")
 	maker.rebake(0, "--store", at, "sign", "tiny:latest", "--key", "release")
 	refused("signed, untested", "untested: no test result")
 
 	maker.rebake(0, "build", "t.yaml", "--var", "release=3")
+	maker.rebake(0, "--store", at, "promote", "tiny:latest", "stable", "--reason", "tested")
 	out, _ = w.rebake(0, "--store", at, "images", "show", "tiny:latest")
 	content := between(out, "sha256:", "\n", "content")
 	disk := filepath.Join(w.home, "cache", "disks", content+".raw")
@@ -74,11 +76,15 @@ func TestAFleetRefusesWhatItDoesNotTrust(t *testing.T) {
 		t.Fatal(err)
 	}
 	maker.rebake(0, "--store", at, "revoke", "tiny:latest", "--reason", "CVE-2026-1")
-	refused("revoked", "revoked", "CVE-2026-1")
+	refused("revoked", "revoked: CVE-2026-1 (by ")
 	maker.rebake(0, "--store", at, "restore", "tiny:latest", "--reason", "a false alarm")
 	w.rebake(0, "deploy", "t.yaml", "--image", "tiny:latest", "--var", "release=3")
 	if got := body(t, url); got != "release 3\n" {
 		t.Errorf("the good one serves %q", got)
+	}
+	maker.rebake(0, "--store", at, "revoke", "tiny:stable", "--reason", "it leaks")
+	if out, _ := w.rebake(0, "fleet", "status", "tiny"); !strings.Contains(out, "which runs: it leaks (by ") || body(t, url) != "release 3\n" {
+		t.Errorf("it runs, and is revoked: %s", out)
 	}
 	w.rebake(0, "fleet", "destroy", "tiny", "--yes")
 	w.nothingRuns()
