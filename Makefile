@@ -37,8 +37,13 @@ check: setup lint ## the fast loop: lint, unit tests, scripts; no VM, no root
 	@$(GO) run ./test/noskip -- $(GO) test -json ./...
 
 .PHONY: test
-test: check ## check, and everything on real parts: QEMU, HAProxy, Debian guests
+test: check e2e-aws ## check, and everything on real parts: QEMU, HAProxy, Debian guests, moto
 	@$(GO) run ./test/noskip -- $(GO) test -json -tags e2e -p 1 -timeout 25m $(E2E)
+
+.PHONY: e2e-aws
+e2e-aws: ## what speaks to AWS, against moto's server (installs it)
+	@test/setup-aws.sh
+	@PATH="$$PATH:$(CURDIR)/.cache/moto/bin" $(GO) run ./test/noskip -- $(GO) test -json -tags e2e -timeout 10m ./artifact/ami
 
 E2E := ./test/e2e/... ./fleet/qemu/... ./internal/qemu/...
 

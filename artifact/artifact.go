@@ -169,6 +169,14 @@ type AttachedLister interface {
 	AttachedAll(ctx context.Context, kind string) (map[Digest][]Attachment, error)
 }
 
+// Opener is the optional power to read a disk without a file of it.
+type Opener interface {
+	// OpenDisk returns the disk with this chunk map; each chunk is checked when it
+	// is read (ErrCorrupt). With a parent, another disk of the store, what reads the
+	// same in both is Inherited; beyond its end the parent counts as zeros.
+	OpenDisk(ctx context.Context, content, parent Digest) (Disk, error)
+}
+
 // Verifier re-hashes everything that an image needs.
 type Verifier interface {
 	Verify(ctx context.Context, img Image, progress func(done, total int64)) error

@@ -1,7 +1,6 @@
 package oci
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -12,7 +11,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
@@ -131,7 +129,7 @@ func (s *Store) frames(ctx context.Context, m *diskMap, progress func(done, tota
 	work := make(chan []entry)
 	for range min(max(1, runtime.GOMAXPROCS(0)), maxWorkers) {
 		g.Go(func() error {
-			dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(frameSize), zstd.WithDecoderMaxWindow(frameSize))
+			dec, err := newFrameDecoder()
 			if err != nil {
 				return err
 			}
@@ -153,14 +151,9 @@ func (s *Store) frames(ctx context.Context, m *diskMap, progress func(done, tota
 			if err != nil {
 				return err
 			}
-			slices.SortFunc(es, func(a, b entry) int {
-				return cmp.Or(strings.Compare(string(a.pack), string(b.pack)), cmp.Compare(a.offset, b.offset), cmp.Compare(a.length, b.length))
-			})
+			slices.SortFunc(es, byFrame)
 			for len(es) > 0 {
-				n := 1
-				for n < len(es) && es[n].pack == es[0].pack && es[n].offset == es[0].offset && es[n].length == es[0].length {
-					n++
-				}
+				n := frameRun(es)
 				select {
 				case work <- es[:n]:
 				case <-ctx.Done():

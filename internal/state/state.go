@@ -78,6 +78,9 @@ func (d Dir) Up(fleet string) string { return filepath.Join(string(d), "locks", 
 // ImagesLock is held shared by who begins to use an image, and alone by who removes images.
 func (d Dir) ImagesLock() string { return filepath.Join(string(d), "images.lock") }
 
+// Uploads holds what is known of uploads to a cloud that were cut off.
+func (d Dir) Uploads() string { return filepath.Join(string(d), "cache", "uploads") }
+
 // Keys holds signing keys: NAME.key and NAME.pub.
 func (d Dir) Keys() string { return filepath.Join(string(d), "keys") }
 

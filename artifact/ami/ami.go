@@ -1,0 +1,155 @@
+// Package ami publishes images of the store as AMIs, without an instance: the
+// disk goes block by block through the EBS direct APIs into a snapshot, on top of
+// the snapshot of an earlier image where there is one, so that only what changed
+// travels. What was made in a region is recorded as an attachment of the image.
+//
+// Everything is found by its tags and names, which are derived from the image: a
+// publication that was killed goes on where it was, and two at once make one AMI.
+package ami
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/ebs"
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/rebake/rebake/artifact"
+)
+
+// The tags of what rebake makes.
+const (
+	TagImage   = "rebake:image"   // name:version
+	TagDigest  = "rebake:digest"  // of the image's manifest
+	TagContent = "rebake:content" // of its disk
+)
+
+// Cloud is one region's services.
+type Cloud struct {
+	Region string
+	EC2    *ec2.Client
+	EBS    *ebs.Client
+}
+
+// Connect reads credentials, profile, region and endpoints the SDK's own way.
+// region "" is the environment's. Calls that are throttled slow down all others.
+func Connect(ctx context.Context, region string) (*Cloud, error) {
+	opts := []func(*config.LoadOptions) error{config.WithRetryMode(aws.RetryModeAdaptive), config.WithRetryMaxAttempts(8)}
+	if region != "" {
+		opts = append(opts, config.WithRegion(region))
+	}
+	cfg, err := config.LoadDefaultConfig(ctx, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("AWS configuration: %w", err)
+	}
+	if cfg.Region == "" {
+		return nil, fmt.Errorf("no AWS region: give --region, or set AWS_REGION")
+	}
+	return &Cloud{Region: cfg.Region, EC2: ec2.NewFromConfig(cfg), EBS: ebs.NewFromConfig(cfg)}, nil
+}
+
+// Options of a publication. The zero value will do.
+type Options struct {
+	Work        string            // directory for the state of an upload that was cut off; "": it begins anew
+	Parallel    int               // blocks at once; 0: 16
+	KMSKey      string            // key of the snapshot; "": not encrypted unless the account says so
+	Tags        map[string]string // more tags, of snapshot and AMI
+	VolumeType  string            // of the root volume; "": gp3
+	Copy        []*Cloud          // regions that get a copy
+	CopyKMSKeys map[string]string // by region: key of the copy's snapshot
+	Users       []string          // accounts that may launch it
+	Deprecate   time.Duration     // from now, when it is no longer shown to others; 0: never
+	Protect     bool              // against deregistration
+	Parents     []Record          // earlier AMIs of this region that may be built on, the likeliest first
+	Progress    func(done, total int64)
+	Info        func(text string) // what was found and what is waited for; may be nil
+
+	poll time.Duration // between questions about state; 0: 2 s
+}
+
+// Record is what is kept of an AMI, as an attachment of its image.
+type Record struct {
+	Region   string          `json:"region"`
+	AMI      string          `json:"ami"`
+	Snapshot string          `json:"snapshot"`
+	Name     string          `json:"name"`
+	Content  artifact.Digest `json:"content"`           // of the disk that the snapshot holds
+	KMSKey   string          `json:"kms_key,omitempty"` // of the snapshot
+	Sent     int64           `json:"sent"`              // bytes that travelled; 0 for a copy
+	From     string          `json:"from,omitempty"`    // snapshot that it was built on, or AMI that it is a copy of
+	Time     time.Time       `json:"time"`              // when it was registered
+}
+
+// Publish makes an AMI of the image in c's region and copies of it in others,
+// and returns a record of each, this region's first. What is there already is not made again.
+func Publish(ctx context.Context, c *Cloud, s artifact.Store, img artifact.Image, o Options) ([]Record, error) {
+	opener, ok := s.(artifact.Opener)
+	if !ok {
+		return nil, fmt.Errorf("the store %T cannot open disks", s)
+	}
+	if o.poll == 0 {
+		o.poll = 2 * time.Second
+	}
+	if o.Info == nil {
+		o.Info = func(string) {}
+	}
+	if o.Parallel == 0 {
+		o.Parallel = 16
+	}
+	first := Record{Region: c.Region, Name: Name(img), Content: img.Content, KMSKey: o.KMSKey}
+	found, err := c.image(ctx, img)
+	if err != nil {
+		return nil, err
+	}
+	if found != nil {
+		o.Info(fmt.Sprintf("%s is in %s already", aws.ToString(found.ImageId), c.Region))
+		first.AMI, first.Snapshot, first.Time = aws.ToString(found.ImageId), rootSnapshot(found), created(found)
+	} else {
+		if first.Snapshot, err = c.findSnapshot(ctx, img, o); err == nil && (first.Snapshot == "" || halfSent(o.Work, img)) {
+			first.Snapshot, first.From, first.Sent, err = c.snapshot(ctx, opener, img, o)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("snapshot in %s: %w", c.Region, err)
+		}
+		if first.AMI, first.Time, err = c.register(ctx, img, first.Snapshot, o); err != nil {
+			return nil, fmt.Errorf("register %s in %s: %w", first.Name, c.Region, err)
+		}
+	}
+	if err := c.settle(ctx, first.AMI, img, o); err != nil {
+		return nil, err
+	}
+	records := []Record{first}
+	for _, to := range o.Copy {
+		if to.Region == c.Region {
+			continue
+		}
+		r, err := to.copyFrom(ctx, c.Region, first, img, o)
+		if err != nil {
+			return records, fmt.Errorf("copy %s to %s: %w", first.AMI, to.Region, err)
+		}
+		records = append(records, r)
+	}
+	return records, nil
+}
+
+var notInName = regexp.MustCompile(`[^A-Za-z0-9()\[\]./'@_-]`)
+
+// Name is what the image's AMI is called: another image, though of the same
+// version, has another name. At most 128 characters, as EC2 asks.
+func Name(img artifact.Image) string {
+	id := img.Digest.Hex()[:12]
+	name := notInName.ReplaceAllString("rebake/"+img.Name+"/"+img.Version, "_")
+	return name[:min(len(name), 128-1-len(id))] + "/" + id
+}
+
+// token is a client token that names one intent: the same for the same words.
+func token(words ...string) string {
+	h := sha256.Sum256([]byte(strings.Join(words, "\x00")))
+	return "rebake-" + hex.EncodeToString(h[:])[:48]
+}

@@ -1,0 +1,226 @@
+package ami
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+	"github.com/aws/smithy-go"
+	"github.com/rebake/rebake/artifact"
+)
+
+// isCode tells whether an API refused with this code.
+func isCode(err error, code string) bool {
+	var api smithy.APIError
+	return errors.As(err, &api) && api.ErrorCode() == code
+}
+
+// image finds the image's AMI by its name, which no other image has.
+func (c *Cloud) image(ctx context.Context, img artifact.Image) (*types.Image, error) {
+	out, err := c.EC2.DescribeImages(ctx, &ec2.DescribeImagesInput{Owners: []string{"self"},
+		Filters: []types.Filter{{Name: aws.String("name"), Values: []string{escaped(Name(img))}}}})
+	if err != nil {
+		return nil, fmt.Errorf("look for the AMI in %s: %w", c.Region, err)
+	}
+	for _, i := range out.Images {
+		switch {
+		case i.State == types.ImageStateFailed || i.State == types.ImageStateError || i.State == types.ImageStateInvalid:
+		case tagOf(i.Tags, TagDigest) != string(img.Digest) && len(i.Tags) > 0: // settle sets those that are not there yet
+			return nil, fmt.Errorf("%s in %s has the name %s and not the tag %s=%s: somebody else made or changed it; rename or deregister it",
+				aws.ToString(i.ImageId), c.Region, Name(img), TagDigest, img.Digest)
+		default:
+			return &i, nil
+		}
+	}
+	return nil, nil
+}
+
+// escaped keeps a filter from reading brackets and the like as wildcards.
+func escaped(name string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`).Replace(name)
+}
+
+func tagOf(tags []types.Tag, key string) string {
+	for _, t := range tags {
+		if aws.ToString(t.Key) == key {
+			return aws.ToString(t.Value)
+		}
+	}
+	return ""
+}
+
+func rootSnapshot(i *types.Image) string {
+	for _, m := range i.BlockDeviceMappings {
+		if m.Ebs != nil && aws.ToString(m.DeviceName) == aws.ToString(i.RootDeviceName) {
+			return aws.ToString(m.Ebs.SnapshotId)
+		}
+	}
+	return ""
+}
+
+func created(i *types.Image) time.Time {
+	t, err := time.Parse(time.RFC3339, aws.ToString(i.CreationDate))
+	if err != nil {
+		return time.Time{}
+	}
+	return t.UTC()
+}
+
+// rootDevice is what the root volume is called; the guest does not see this name.
+const rootDevice = "/dev/xvda"
+
+// register makes the AMI. RegisterImage has no client token: that a name is taken
+// says that another try was there first.
+func (c *Cloud) register(ctx context.Context, img artifact.Image, snapshot string, o Options) (string, time.Time, error) {
+	in := &ec2.RegisterImageInput{
+		Name: aws.String(Name(img)), Description: aws.String("rebake " + img.Name + ":" + img.Version),
+		Architecture: types.ArchitectureValuesX8664, BootMode: types.BootModeValuesLegacyBios,
+		RootDeviceName: aws.String(rootDevice), VirtualizationType: aws.String("hvm"),
+		EnaSupport: aws.Bool(true), ImdsSupport: types.ImdsSupportValuesV20,
+		BlockDeviceMappings: []types.BlockDeviceMapping{{DeviceName: aws.String(rootDevice), Ebs: &types.EbsBlockDevice{
+			SnapshotId: &snapshot, DeleteOnTermination: aws.Bool(true), VolumeType: types.VolumeType(orElse(o.VolumeType, "gp3")),
+		}}},
+		TagSpecifications: []types.TagSpecification{{ResourceType: types.ResourceTypeImage, Tags: tagList(o.tags(img))}},
+	}
+	if img.Arch == "arm64" {
+		in.Architecture = types.ArchitectureValuesArm64
+	}
+	if img.Firmware == "uefi" || img.Arch == "arm64" {
+		in.BootMode = types.BootModeValuesUefi
+	}
+	out, err := c.EC2.RegisterImage(ctx, in)
+	if isCode(err, "InvalidAMIName.Duplicate") {
+		found, ferr := c.image(ctx, img)
+		if ferr != nil || found == nil {
+			return "", time.Time{}, errors.Join(err, ferr)
+		}
+		return aws.ToString(found.ImageId), created(found), nil
+	}
+	if err != nil {
+		return "", time.Time{}, err
+	}
+	return aws.ToString(out.ImageId), time.Now().UTC().Truncate(time.Second), nil
+}
+
+func orElse(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}
+
+func tagList(tags map[string]string) []types.Tag {
+	var out []types.Tag
+	for k, v := range tags {
+		out = append(out, types.Tag{Key: aws.String(k), Value: aws.String(v)})
+	}
+	slices.SortFunc(out, func(a, b types.Tag) int { return strings.Compare(*a.Key, *b.Key) })
+	return out
+}
+
+// settle waits until the AMI can be launched and gives it what the options say.
+// Each call sets, none adds: doing it again changes nothing.
+func (c *Cloud) settle(ctx context.Context, id string, img artifact.Image, o Options) error {
+	if err := c.available(ctx, id, o); err != nil {
+		return err
+	}
+	if _, err := c.EC2.CreateTags(ctx, &ec2.CreateTagsInput{Resources: []string{id}, Tags: tagList(o.tags(img))}); err != nil {
+		return fmt.Errorf("tag %s: %w", id, err)
+	}
+	if len(o.Users) > 0 {
+		var add []types.LaunchPermission
+		for _, u := range o.Users {
+			add = append(add, types.LaunchPermission{UserId: aws.String(u)})
+		}
+		if _, err := c.EC2.ModifyImageAttribute(ctx, &ec2.ModifyImageAttributeInput{ImageId: &id,
+			LaunchPermission: &types.LaunchPermissionModifications{Add: add}}); err != nil {
+			return fmt.Errorf("let %s launch %s: %w", strings.Join(o.Users, ", "), id, err)
+		}
+	}
+	if o.Deprecate > 0 {
+		if _, err := c.EC2.EnableImageDeprecation(ctx, &ec2.EnableImageDeprecationInput{ImageId: &id,
+			DeprecateAt: aws.Time(time.Now().Add(o.Deprecate).UTC().Truncate(time.Minute))}); err != nil {
+			return fmt.Errorf("deprecate %s: %w", id, err)
+		}
+	}
+	if o.Protect {
+		if _, err := c.EC2.EnableImageDeregistrationProtection(ctx, &ec2.EnableImageDeregistrationProtectionInput{ImageId: &id}); err != nil {
+			return fmt.Errorf("protect %s: %w", id, err)
+		}
+	}
+	return nil
+}
+
+func (c *Cloud) available(ctx context.Context, id string, o Options) error {
+	waits := false
+	for {
+		out, err := c.EC2.DescribeImages(ctx, &ec2.DescribeImagesInput{ImageIds: []string{id}})
+		if err != nil && !isCode(err, "InvalidAMIID.NotFound") { // it may not be seen yet
+			return fmt.Errorf("wait for %s: %w", id, err)
+		}
+		if err == nil && len(out.Images) == 1 {
+			switch i := out.Images[0]; i.State {
+			case types.ImageStateAvailable:
+				return nil
+			case types.ImageStatePending, types.ImageStateTransient:
+			default:
+				why := ""
+				if i.StateReason != nil {
+					why = ": " + aws.ToString(i.StateReason.Message)
+				}
+				return fmt.Errorf("%s in %s is %s%s; deregister it and publish again", id, c.Region, i.State, why)
+			}
+		}
+		if !waits {
+			o.Info(fmt.Sprintf("waiting for %s in %s", id, c.Region))
+			waits = true
+		}
+		if err := pause(ctx, o.poll); err != nil {
+			return err
+		}
+	}
+}
+
+// copyFrom makes a copy of another region's AMI in c's.
+func (c *Cloud) copyFrom(ctx context.Context, region string, of Record, img artifact.Image, o Options) (Record, error) {
+	r := Record{Region: c.Region, Name: of.Name, Content: of.Content, KMSKey: o.CopyKMSKeys[c.Region], From: of.AMI}
+	found, err := c.image(ctx, img)
+	if err != nil {
+		return r, err
+	}
+	if found == nil {
+		tags := tagList(o.tags(img))
+		in := &ec2.CopyImageInput{Name: &r.Name, SourceImageId: &of.AMI, SourceRegion: &region,
+			Description: aws.String("rebake " + img.Name + ":" + img.Version),
+			ClientToken: aws.String(token("copy", region, c.Region, of.AMI, r.KMSKey)),
+			TagSpecifications: []types.TagSpecification{
+				{ResourceType: types.ResourceTypeImage, Tags: tags}, {ResourceType: types.ResourceTypeSnapshot, Tags: tags}}}
+		if r.KMSKey != "" {
+			in.Encrypted, in.KmsKeyId = aws.Bool(true), &r.KMSKey
+		}
+		out, err := c.EC2.CopyImage(ctx, in)
+		if err != nil {
+			return r, err
+		}
+		r.AMI = aws.ToString(out.ImageId)
+	} else {
+		r.AMI = aws.ToString(found.ImageId)
+	}
+	if err := c.settle(ctx, r.AMI, img, o); err != nil {
+		return r, err
+	}
+	out, err := c.EC2.DescribeImages(ctx, &ec2.DescribeImagesInput{ImageIds: []string{r.AMI}})
+	if err != nil {
+		return r, err
+	}
+	if len(out.Images) == 1 {
+		r.Snapshot, r.Time = rootSnapshot(&out.Images[0]), created(&out.Images[0])
+	}
+	return r, nil
+}
