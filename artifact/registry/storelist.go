@@ -9,6 +9,7 @@ import (
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/artifact/oci"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -134,6 +135,9 @@ func (s *Store) listOne(ctx context.Context, name, arch string) ([]artifact.Imag
 				continue
 			}
 			img, err := s.image(ctx, name, artifact.Digest(d.Digest))
+			if errors.Is(err, artifact.ErrCorrupt) && !errors.Is(err, oci.ErrNoImage) { // anybody may put it there
+				s.c.o.Warn(fmt.Sprintf("%s:%s is left out: %v", name, tag, err))
+			}
 			if errors.Is(err, artifact.ErrCorrupt) || errors.Is(err, artifact.ErrNotFound) || err == nil && remoteTag(img.Version) != tag {
 				continue // no image of ours, removed meanwhile, or a moving tag
 			}
