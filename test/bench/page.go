@@ -223,6 +223,7 @@ What is compared:
 - Packer has no cache: every build is a whole one. One build of Packer in a round is the peer of all of rebake's builds of that
   template in the round.
 - rebake's ratios are of ` + "`rebake build --skip-test`" + `, because Packer has no test stage. Its time with tests is below.
+  Nor do its templates have an inventory taken, for the same reason: what one costs is in docs/inventory.md.
 - rebake's times hold more than Packer's: it seals the image (keys, ids, logs and package lists removed, file system trimmed),
   compresses and hashes it into its store, and saves its checkpoints. Packer's hold the copy of its base, which it makes each time.
 - "Nothing cached" is a state directory with only the base disk in it. Reading a base for the first time is below, as a cost of its own.
