@@ -111,7 +111,7 @@ func Publish(ctx context.Context, c *Cloud, s artifact.Store, img artifact.Image
 		o.Info(fmt.Sprintf("%s is in %s already", aws.ToString(found.ImageId), c.Region))
 		first.AMI, first.Snapshot, first.Time = aws.ToString(found.ImageId), rootSnapshot(found), created(found)
 	} else {
-		if first.Snapshot, err = c.findSnapshot(ctx, img, o); err == nil && (first.Snapshot == "" || halfSent(o.Work, img)) {
+		if first.Snapshot, err = c.findSnapshot(ctx, img, o); err == nil && (first.Snapshot == "" || halfSent(o.Work, c.Region, img)) {
 			first.Snapshot, first.From, first.Sent, err = c.snapshot(ctx, opener, img, o)
 		}
 		if err != nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/rebake/rebake/artifact"
 )
@@ -18,7 +19,8 @@ import (
 // torn or lost only costs blocks being sent again, so it is not synced.
 type progress struct {
 	mu       sync.Mutex
-	path     string   // "": nothing is kept
+	path     string // "": nothing is kept
+	all      func() ([]string, error)
 	file     *os.File // nil before begin
 	snapshot string   // "": none was begun
 	done     map[int32][sha256.Size]byte
@@ -29,16 +31,38 @@ const (
 	progressSuffix = ".blocks"
 )
 
+// progressFiles are those of all tries to send this disk to this region, on
+// whatever parent.
+func progressFiles(work, region string, img artifact.Image) ([]string, error) {
+	return filepath.Glob(filepath.Join(work, region+"-"+img.Content.Hex()[:16]+"-*"+progressSuffix))
+}
+
 // halfSent tells whether an upload of this disk was cut off here.
-func halfSent(work string, img artifact.Image) bool {
+func halfSent(work, region string, img artifact.Image) bool {
 	if work == "" {
 		return false
 	}
-	found, err := filepath.Glob(filepath.Join(work, "*-"+img.Content.Hex()[:16]+progressSuffix))
+	found, err := progressFiles(work, region, img)
 	return err == nil && len(found) > 0
 }
 
-func openProgress(work string, img artifact.Image, intent string) (*progress, error) {
+// removeOld removes what is kept of snapshots that EBS has dropped long ago.
+func removeOld(work string) error {
+	found, err := filepath.Glob(filepath.Join(work, "*"+progressSuffix))
+	if err != nil {
+		return err
+	}
+	for _, f := range found {
+		if st, err := os.Stat(f); err == nil && time.Since(st.ModTime()) > 24*time.Hour {
+			if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func openProgress(work, region string, img artifact.Image, intent string) (*progress, error) {
 	p := &progress{done: map[int32][sha256.Size]byte{}}
 	if work == "" {
 		return p, nil
@@ -46,7 +70,11 @@ func openProgress(work string, img artifact.Image, intent string) (*progress, er
 	if err := os.MkdirAll(work, 0o700); err != nil {
 		return nil, err
 	}
-	p.path = filepath.Join(work, intent+"-"+img.Content.Hex()[:16]+progressSuffix)
+	if err := removeOld(work); err != nil {
+		return nil, err
+	}
+	p.path = filepath.Join(work, region+"-"+img.Content.Hex()[:16]+"-"+intent+progressSuffix)
+	p.all = func() ([]string, error) { return progressFiles(work, region, img) }
 	raw, err := os.ReadFile(p.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return p, nil
@@ -112,14 +140,22 @@ func (p *progress) add(block int32, sum [sha256.Size]byte) error {
 	return err
 }
 
-// close keeps the file for the next try, unless the snapshot is complete.
-func (p *progress) close(complete bool) error {
+// close keeps the file for the next try, unless there is nothing to go on with:
+// then what other tries kept of this disk goes too.
+func (p *progress) close(over bool) error {
 	if p.file == nil {
 		return nil
 	}
 	err := p.file.Close()
-	if complete {
-		err = errors.Join(err, os.Remove(p.path))
+	if !over {
+		return err
+	}
+	found, gerr := p.all()
+	err = errors.Join(err, gerr)
+	for _, f := range found {
+		if rerr := os.Remove(f); !errors.Is(rerr, fs.ErrNotExist) {
+			err = errors.Join(err, rerr)
+		}
 	}
 	return err
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/artifact/oci"
+	"github.com/rebake/rebake/test/disks"
 	"github.com/rebake/rebake/test/moto"
 )
 
@@ -34,25 +35,8 @@ const diskSize = 16 << 20
 // baked puts an image with these bytes into the store.
 func baked(t *testing.T, s *oci.Store, version string, data []byte) artifact.Image {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "disk.raw")
-	if err := os.WriteFile(path, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	d, err := artifact.FileDisk(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
-	content, _, err := s.Write(t.Context(), d, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	img, err := s.Register(t.Context(), artifact.Image{Name: "web", Version: version, Content: content, Arch: "amd64", Firmware: "bios",
-		Seed: "nocloud", Created: time.Now().UTC().Truncate(time.Second)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return img
+	return disks.Bake(t, s, artifact.Image{Name: "web", Version: version, Arch: "amd64", Firmware: "bios",
+		Seed: "nocloud", Created: time.Now().UTC().Truncate(time.Second)}, data)
 }
 
 // someDisk is mostly zeros.
@@ -305,5 +289,51 @@ func TestAPublicationThatWasCutOffGoesOn(t *testing.T) {
 	}
 	if _, err := os.Stat(left[0]); !errors.Is(err, os.ErrNotExist) {
 		t.Error("progress is kept for ever")
+	}
+}
+
+// EBS refuses a second completion. A publication that died right after the first
+// one, before it knew, ends well.
+func TestAPublicationThatDiedAfterTheCompletionEndsWell(t *testing.T) {
+	real := moto.Start(t)
+	u, err := url.Parse(real)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var completions atomic.Int64
+	pass := httputil.NewSingleHostReverseProxy(u)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasPrefix(r.URL.Path, "/snapshots/completion/") {
+			pass.ServeHTTP(w, r)
+			return
+		}
+		if completions.Add(1) == 1 {
+			pass.ServeHTTP(httptest.NewRecorder(), r) // it is done, and nobody hears of it
+			cancel()
+			panic(http.ErrAbortHandler)
+		}
+		w.Header().Set("X-Amzn-Errortype", "ConflictException")
+		w.WriteHeader(http.StatusConflict)
+	}))
+	defer srv.Close()
+	t.Setenv("AWS_ENDPOINT_URL", srv.URL)
+	s, work, data := openStore(t), t.TempDir(), someDisk(3)
+	img := baked(t, s, "1.0.0", data)
+	o := Options{poll: time.Millisecond, Work: work}
+	if _, err := Publish(ctx, connect(t, ""), s, img, o); err == nil {
+		t.Fatal("it did not notice that it was cut off")
+	}
+	c := connect(t, "")
+	records, err := Publish(t.Context(), c, s, img, o)
+	if err != nil || completions.Load() < 2 {
+		t.Fatalf("%v after %d completions", err, completions.Load())
+	}
+	if !bytes.Equal(lay(make([]byte, diskSize), blocksOf(t, c, records[0].Snapshot)), data) || records[0].Sent != 0 {
+		t.Errorf("the snapshot's blocks are not the disk, or travelled twice: %+v", records[0])
+	}
+	if left, err := os.ReadDir(work); err != nil || len(left) > 0 {
+		t.Errorf("progress is kept for ever: %v, %v", left, err)
 	}
 }

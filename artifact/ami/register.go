@@ -24,7 +24,7 @@ func isCode(err error, code string) bool {
 // image finds the image's AMI by its name, which no other image has.
 func (c *Cloud) image(ctx context.Context, img artifact.Image) (*types.Image, error) {
 	out, err := c.EC2.DescribeImages(ctx, &ec2.DescribeImagesInput{Owners: []string{"self"},
-		Filters: []types.Filter{{Name: aws.String("name"), Values: []string{escaped(Name(img))}}}})
+		Filters: []types.Filter{{Name: aws.String("name"), Values: []string{Name(img)}}}})
 	if err != nil {
 		return nil, fmt.Errorf("look for the AMI in %s: %w", c.Region, err)
 	}
@@ -39,11 +39,6 @@ func (c *Cloud) image(ctx context.Context, img artifact.Image) (*types.Image, er
 		}
 	}
 	return nil, nil
-}
-
-// escaped keeps a filter from reading brackets and the like as wildcards.
-func escaped(name string) string {
-	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`).Replace(name)
 }
 
 func tagOf(tags []types.Tag, key string) string {

@@ -45,16 +45,20 @@ func (c *Cloud) snapshot(ctx context.Context, s artifact.Opener, img artifact.Im
 	}
 	defer func() { err = errors.Join(err, src.disk.Close()) }()
 	intent := token("snapshot", c.Region, string(img.Content), src.parent.Snapshot, o.KMSKey)
-	done, err := openProgress(o.Work, img, intent)
+	done, err := openProgress(o.Work, c.Region, img, intent)
 	if err != nil {
 		return "", "", 0, err
 	}
-	complete := false
-	defer func() { err = errors.Join(err, done.close(complete)) }() // else it is for the next try
+	over := false
+	defer func() { err = errors.Join(err, done.close(over)) }() // else it is for the next try
 	if id, err = c.start(ctx, img, src, intent, done, o); err != nil {
 		return "", "", 0, err
 	}
 	sum, sent, err := c.send(ctx, id, src, done, o)
+	if refused(err) { // it is complete, or gone, and what is kept of it is not of it
+		over = true
+		return "", "", 0, fmt.Errorf("%w; run it again", err)
+	}
 	if err != nil {
 		return "", "", 0, err
 	}
@@ -62,15 +66,21 @@ func (c *Cloud) snapshot(ctx context.Context, s artifact.Opener, img artifact.Im
 		SnapshotId: &id, ChangedBlocksCount: aws.Int32(int32(len(src.blocks))),
 		Checksum: &sum, ChecksumAlgorithm: ebstypes.ChecksumAlgorithmChecksumAlgorithmSha256,
 		ChecksumAggregationMethod: ebstypes.ChecksumAggregationMethodChecksumAggregationLinear,
-	}); err != nil {
+	}); err != nil && (sent > 0 || !refused(err)) { // that all was sent before may mean that it was completed too
 		return "", "", 0, fmt.Errorf("complete %s: %w", id, err)
 	}
 	o.Info(fmt.Sprintf("waiting for snapshot %s, %d blocks of %d KiB", id, len(src.blocks), BlockSize>>10))
 	if err := c.completed(ctx, id, o); err != nil {
 		return "", "", 0, err
 	}
-	complete = true
+	over = true
 	return id, src.parent.Snapshot, sent, nil
+}
+
+// refused tells whether EBS will not have a block or a completion, as it will of a
+// snapshot that is complete.
+func refused(err error) bool {
+	return isCode(err, "ValidationException") || isCode(err, "ConflictException")
 }
 
 // findSnapshot looks for a complete snapshot of this very disk, with this key.
@@ -280,10 +290,13 @@ func (c *Cloud) put(ctx context.Context, id string, block int32, data []byte, su
 	return err
 }
 
+// completed waits for as long as EBS works on it. A snapshot that is not seen for
+// so long that it cannot be new is gone.
 func (c *Cloud) completed(ctx context.Context, id string, o Options) error {
-	for {
+	const unseen = 2 * time.Minute
+	for began := time.Now(); ; {
 		out, err := c.EC2.DescribeSnapshots(ctx, &ec2.DescribeSnapshotsInput{SnapshotIds: []string{id}})
-		if err != nil && !isCode(err, "InvalidSnapshot.NotFound") { // it may not be seen yet
+		if err != nil && (!isCode(err, "InvalidSnapshot.NotFound") || time.Since(began) > unseen) { // it may not be seen yet
 			return fmt.Errorf("wait for snapshot %s: %w", id, err)
 		}
 		if err == nil && len(out.Snapshots) == 1 {

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/test/disks"
 )
 
 // Two machines share a place in a registry: what one does the other sees.
@@ -25,24 +26,7 @@ func TestTwoMachines(t *testing.T) {
 	data := noise(80, 3<<20)
 	write := func(s *Store, version string, data []byte) artifact.Image {
 		t.Helper()
-		path := filepath.Join(t.TempDir(), "disk")
-		if err := os.WriteFile(path, data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		d, err := artifact.FileDisk(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer d.Close()
-		content, _, err := s.Write(t.Context(), d, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		img, err := s.Register(t.Context(), artifact.Image{Name: "web", Version: version, Content: content, Arch: "amd64"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return img
+		return disks.Bake(t, s, artifact.Image{Name: "web", Version: version, Arch: "amd64"}, data)
 	}
 	img := write(one, "1", data)
 	if two.Has(img.Content) {

@@ -21,6 +21,7 @@ import (
 
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/artifact/oci"
+	"github.com/rebake/rebake/test/disks"
 	"github.com/rebake/rebake/test/servers"
 )
 
@@ -77,24 +78,7 @@ func noise(seed uint64, n int) []byte {
 
 func bake(t *testing.T, s *oci.Store, version string, data []byte) artifact.Image {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "disk")
-	if err := os.WriteFile(path, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	d, err := artifact.FileDisk(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
-	c, _, err := s.Write(t.Context(), d, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	img, err := s.Register(t.Context(), artifact.Image{Name: "team/web", Version: version, Content: c, Arch: "amd64"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return img
+	return disks.Bake(t, s, artifact.Image{Name: "team/web", Version: version, Arch: "amd64"}, data)
 }
 
 func at(t *testing.T, s string) Address {
