@@ -37,19 +37,29 @@ type Cloud struct {
 	EBS    *ebs.Client
 }
 
-// Connect reads credentials, profile, region and endpoints the SDK's own way.
-// region "" is the environment's. Calls that are throttled slow down all others.
-func Connect(ctx context.Context, region string) (*Cloud, error) {
+// Config reads credentials, profile, region and endpoints the SDK's own way.
+// region "" is the environment's. Calls that are throttled slow down all others
+// of a client that is made of it.
+func Config(ctx context.Context, region string) (aws.Config, error) {
 	opts := []func(*config.LoadOptions) error{config.WithRetryMode(aws.RetryModeAdaptive), config.WithRetryMaxAttempts(8)}
 	if region != "" {
 		opts = append(opts, config.WithRegion(region))
 	}
 	cfg, err := config.LoadDefaultConfig(ctx, opts...)
 	if err != nil {
-		return nil, fmt.Errorf("AWS configuration: %w", err)
+		return cfg, fmt.Errorf("AWS configuration: %w", err)
 	}
 	if cfg.Region == "" {
-		return nil, fmt.Errorf("no AWS region: give --region, or set AWS_REGION")
+		return cfg, fmt.Errorf("no AWS region: give --region, or set AWS_REGION")
+	}
+	return cfg, nil
+}
+
+// Connect opens the services of a region; "" is the environment's.
+func Connect(ctx context.Context, region string) (*Cloud, error) {
+	cfg, err := Config(ctx, region)
+	if err != nil {
+		return nil, err
 	}
 	return &Cloud{Region: cfg.Region, EC2: ec2.NewFromConfig(cfg), EBS: ebs.NewFromConfig(cfg)}, nil
 }

@@ -42,7 +42,7 @@ var imports = []struct{ rule, layer, pkg, reason string }{
 	{"terminal", "cmd/rebake", "golang.org/x/term", "only internal/ui draws on a terminal"},
 	{"terminal", "internal/ssh", "golang.org/x/term", "only internal/ui draws on a terminal"},
 	{"sdk", "builder/qemu", "github.com/hashicorp/packer-plugin-sdk/packer", "drag in up to 117 modules"},
-	{"cloud", "fleet", "github.com/aws/aws-sdk-go-v2/ec2", "only artifact/ami imports AWS"},
+	{"cloud", "fleet", "github.com/aws/aws-sdk-go-v2/ec2", "only artifact/ami, builder/amazon"},
 	{"tests", "internal/pipeline", module + "test/fake", "are for tests"},
 	{"tests", "cmd/rebake", module + "test/fake", "are for tests"},
 }
