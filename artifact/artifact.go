@@ -54,6 +54,10 @@ type Lineage struct {
 	Builder        string `json:"builder,omitempty"`
 	Rebake         string `json:"rebake,omitempty"` // version of the tool
 
+	// Holds is the digest of its inventory's bytes, which are attached: of what is
+	// attached with another digest, somebody else says that it is this image's.
+	Holds Digest `json:"holds,omitempty"`
+
 	Ran       []time.Time `json:"ran,omitempty"`       // when each step ran: one that was cached, before the build
 	Ancestors []Ancestor  `json:"ancestors,omitempty"` // what the parent was made from, nearest first: known even when the parent is gone
 }

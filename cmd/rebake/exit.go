@@ -94,7 +94,7 @@ func hint(err error) string {
 	case errors.Is(err, fleet.ErrRefused):
 		return "give the image what it lacks, or say why that does not count: --override-policy REASON"
 	case errors.Is(err, lifecycle.ErrRevoked):
-		return "`rebake images ls` shows which are not; --allow-revoked builds from it all the same"
+		return "`rebake images ls` shows which are not; --allow-revoked takes it all the same"
 	case errors.As(err, new(*artifact.RemovedError)):
 		return "`rebake images show` says what is known of it, `rebake images ls` what the store has"
 	case errors.Is(err, artifact.ErrNotFound):

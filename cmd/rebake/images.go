@@ -39,6 +39,7 @@ func imagesCommand() *cli.Command {
 				Description: help("name:version removes the image with its tags, name:tag only the tag. An image that a fleet\nruns or can go back to is refused. What is known of it stays (`rebake images ls --removed`), and its\nversion is not used again. `rebake images prune` frees the space.", "rebake images rm web:20261101.1 --reason \"a key is in it\""), Action: with(imagesRm)},
 			{Name: "export", Usage: "write an image as a bootable disk file", ArgsUsage: "REF FILE",
 				Flags: append([]cli.Flag{&cli.StringFlag{Name: "format", Usage: "`" + strings.Join(export.Formats, ", ") + "`", Value: "qcow2"}, &cli.BoolFlag{Name: "force", Usage: "replace FILE if it exists"},
+					&cli.BoolFlag{Name: "allow-revoked", Usage: "export an image that is revoked too"},
 					&cli.StringFlag{Name: "provider", Usage: "of a vagrant box: `libvirt` or qemu; one box serves both"}}, boxFlags()...),
 				Description: help("The file boots by itself, in plain QEMU or under libvirt. vmdk and vhd are for other hypervisors;\ncontainerdisk is a tar of an OCI image for KubeVirt, vagrant a box (docs/formats.md, docs/vagrant.md).", "rebake images export web:latest web.qcow2\nqemu-system-x86_64 -m 512 -nographic web.qcow2"), Action: with(imagesExport)},
 			{Name: "verify", Usage: "re-hash everything that images need", ArgsUsage: "[REF]",
@@ -217,6 +218,9 @@ func imagesExport(s *session) error {
 	if err != nil {
 		return err
 	}
+	if err := s.notRevoked(img); err != nil {
+		return err
+	}
 	format := s.c.String("format")
 	if !slices.Contains(export.Formats, format) {
 		return usagef("one of "+strings.Join(export.Formats, ", "), "unknown --format %q", format)
@@ -244,6 +248,21 @@ func imagesExport(s *session) error {
 	}
 	return s.result(map[string]string{"file": path, "format": format, "image": string(img.Digest)},
 		fmt.Sprintf("wrote %s (%s) from %s:%s", path, format, img.Name, img.Version))
+}
+
+// notRevoked refuses an image that is revoked, or of which nobody can tell.
+func (s *session) notRevoked(img artifact.Image) error {
+	if _, err := lifecycle.In(s.Store); err != nil || s.c.Bool("allow-revoked") {
+		return nil
+	}
+	why, err := s.Revoked(s.ctx, img)
+	if err != nil {
+		return fmt.Errorf("ask whether %s:%s was revoked: %w", img.Name, img.Version, err)
+	}
+	if why != "" {
+		return fmt.Errorf("%s:%s is %w: %s", img.Name, img.Version, lifecycle.ErrRevoked, why)
+	}
+	return nil
 }
 
 func imagesVerify(s *session) error {

@@ -15,6 +15,7 @@ type baking struct {
 	got   chunks
 	tests []artifact.TestResult
 	holds *inventory.Inventory // nil: nobody looked
+	list  []byte               // holds, as it is attached
 }
 
 // attach adds all that is said of an image before the image is there: whoever

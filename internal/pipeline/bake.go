@@ -207,6 +207,7 @@ func (k *bake) register(ctx context.Context, b *baking) (artifact.Image, error) 
 	if err := k.descend(ctx, &img.Lineage); err != nil {
 		return img, err
 	}
+	img.Lineage.Holds = b.encode(ctx)
 	for _, p := range b.rig.trail[1:] {
 		img.Lineage.Ran = append(img.Lineage.Ran, p.Ran)
 	}

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"maps"
@@ -47,25 +48,38 @@ func (k *bake) attaches() bool {
 	return ok
 }
 
+// encode makes of what the guest holds the bytes that are attached, and returns
+// their digest; "" where nobody looked.
+func (b *baking) encode(ctx context.Context) artifact.Digest {
+	if b.holds == nil {
+		return ""
+	}
+	var err error
+	if b.list, err = inventory.Encode(b.holds); err != nil {
+		event.Warnf(ctx, "the image carries no inventory and no SBOM: %v", err)
+		b.holds = nil
+		return ""
+	}
+	return digestOf(b.list)
+}
+
+func digestOf(b []byte) artifact.Digest { return artifact.Digest(fmt.Sprintf("sha256:%x", sha256.Sum256(b))) }
+
 // list attaches what the image holds, and bills of materials of it: not where its
 // packages cannot be told, because an empty bill would pass for a complete one.
 func (k *bake) list(ctx context.Context, at artifact.Attacher, img artifact.Image, b *baking) error {
 	if b.holds == nil {
 		return nil
 	}
-	raw, err := inventory.Encode(b.holds)
-	if err != nil {
-		event.Warnf(ctx, "the image carries no inventory and no SBOM: %v", err)
-		return nil
-	}
-	if _, err := at.Attach(ctx, img.Digest, artifact.Attachment{Kind: inventory.Kind, Media: inventory.Media, Created: img.Created}, raw); err != nil {
+	if _, err := at.Attach(ctx, img.Digest, artifact.Attachment{Kind: inventory.Kind, Media: inventory.Media, Created: img.Created}, b.list); err != nil {
 		return err
 	}
 	if b.holds.Unknown["packages"] != "" {
 		return nil
 	}
 	for _, kind := range []string{inventory.SPDXKind, inventory.CycloneDXKind} {
-		if raw, err = bill(kind, b.holds, img, k.env.Version); err != nil {
+		raw, err := bill(kind, b.holds, img, k.env.Version)
+		if err != nil {
 			return err
 		}
 		if _, err := at.Attach(ctx, img.Digest, artifact.Attachment{Kind: kind, Media: kind, Created: img.Created}, raw); err != nil {
@@ -94,18 +108,34 @@ func Inventory(ctx context.Context, env Env, img artifact.Image) (*inventory.Inv
 	if err != nil {
 		return nil, fmt.Errorf("read what is attached to %s: %w", imageName(img), err)
 	}
-	if len(list) == 0 {
-		return nil, fmt.Errorf("%s: %w", imageName(img), ErrNoInventory)
-	}
-	raw, err := at.ReadAttachment(ctx, list[0]) // that of the bake: the oldest
+	raw, err := own(ctx, at, img, list)
 	if err != nil {
 		return nil, fmt.Errorf("read the inventory of %s: %w", imageName(img), err)
+	}
+	if raw == nil {
+		return nil, fmt.Errorf("%s: %w", imageName(img), ErrNoInventory)
 	}
 	inv, err := inventory.Decode(raw)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", imageName(img), err)
 	}
 	return inv, nil
+}
+
+// own is the inventory that the image itself names by digest; of an image that
+// names none, the oldest, which is that of its bake unless somebody who may write
+// to the store says otherwise. nil: there is none.
+func own(ctx context.Context, at artifact.Attacher, img artifact.Image, list []artifact.Attachment) ([]byte, error) {
+	for _, a := range list {
+		raw, err := at.ReadAttachment(ctx, a)
+		if err != nil {
+			return nil, err
+		}
+		if want := img.Lineage.Holds; want == "" || want == digestOf(raw) {
+			return raw, nil
+		}
+	}
+	return nil, nil
 }
 
 // Diff is what tells image b from a, out of their inventories. ErrNoInventory if

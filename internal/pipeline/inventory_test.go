@@ -99,6 +99,20 @@ func TestABakeListsWhatItHolds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if img.Lineage.Holds == "" {
+		t.Error("the image does not name its inventory")
+	}
+	// What somebody else attaches, dated earlier than the bake's, is not the image's.
+	forged, err := inventory.Encode(&inventory.Inventory{Format: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Attach(t.Context(), img.Digest, artifact.Attachment{Kind: inventory.Kind, Media: inventory.Media, Created: img.Created.Add(-time.Hour)}, forged); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := pipeline.Inventory(t.Context(), w.env, img); err != nil || len(again.Files) != len(inv.Files) {
+		t.Errorf("%v, %v: that of somebody else", again, err)
+	}
 	held := map[string]inventory.File{}
 	for _, f := range inv.Files {
 		held[f.Path] = f
