@@ -18,6 +18,9 @@ type line struct {
 	Elapsed                       float64
 }
 
+// slow is from how many seconds on a test is named though it passed.
+const slow = 20
+
 func main() {
 	args := os.Args[1:]
 	if len(args) > 0 && args[0] == "--" {
@@ -62,6 +65,9 @@ func run(args []string) (int, error) {
 		case "pass":
 			if l.Test != "" {
 				passed++
+				if l.Elapsed >= slow && !strings.Contains(l.Test, "/") {
+					fmt.Printf("slow  %6.1fs  %s\n", l.Elapsed, key)
+				}
 			} else {
 				fmt.Printf("ok    %6.1fs  %s\n", l.Elapsed, l.Package)
 			}
