@@ -18,6 +18,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/autoscaling"
 	"github.com/aws/aws-sdk-go-v2/service/ebs"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/rebake/rebake/artifact"
@@ -32,9 +33,10 @@ const (
 
 // Cloud is one region's services.
 type Cloud struct {
-	Region string
-	EC2    *ec2.Client
-	EBS    *ebs.Client
+	Region  string
+	EC2     *ec2.Client
+	EBS     *ebs.Client
+	Scaling *autoscaling.Client // asked who uses an AMI
 }
 
 // Config reads credentials, profile, region and endpoints the SDK's own way.
@@ -61,7 +63,7 @@ func Connect(ctx context.Context, region string) (*Cloud, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Cloud{Region: cfg.Region, EC2: ec2.NewFromConfig(cfg), EBS: ebs.NewFromConfig(cfg)}, nil
+	return &Cloud{Region: cfg.Region, EC2: ec2.NewFromConfig(cfg), EBS: ebs.NewFromConfig(cfg), Scaling: autoscaling.NewFromConfig(cfg)}, nil
 }
 
 // Options of a publication. The zero value will do.

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -24,51 +23,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ebs"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
-	"github.com/rebake/rebake/artifact"
-	"github.com/rebake/rebake/artifact/oci"
-	"github.com/rebake/rebake/test/disks"
 	"github.com/rebake/rebake/test/moto"
 )
-
-const diskSize = 16 << 20
-
-// baked puts an image with these bytes into the store.
-func baked(t *testing.T, s *oci.Store, version string, data []byte) artifact.Image {
-	t.Helper()
-	return disks.Bake(t, s, artifact.Image{Name: "web", Version: version, Arch: "amd64", Firmware: "bios",
-		Seed: "nocloud", Created: time.Now().UTC().Truncate(time.Second)}, data)
-}
-
-// someDisk is mostly zeros.
-func someDisk(seed uint64) []byte {
-	r := rand.New(rand.NewPCG(seed, 7))
-	data := make([]byte, diskSize)
-	for range 6 {
-		at := r.IntN(diskSize - 700<<10)
-		for i := range 1 + r.IntN(700<<10) {
-			data[at+i] = byte(r.Uint32())
-		}
-	}
-	return data
-}
-
-func openStore(t *testing.T) *oci.Store {
-	t.Helper()
-	s, err := oci.Open(filepath.Join(t.TempDir(), "store"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
-func connect(t *testing.T, region string) *Cloud {
-	t.Helper()
-	c, err := Connect(t.Context(), region)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
 
 // blocksOf reads what a snapshot itself holds: EBS lists a parent's blocks with a
 // child's, moto the child's own. moto's list is not of the SDK's form (a number is

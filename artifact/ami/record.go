@@ -3,7 +3,6 @@ package ami
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"time"
 
 	"github.com/rebake/rebake/artifact"
@@ -14,7 +13,7 @@ const Kind = "application/vnd.rebake.ami.v1+json"
 
 // Keep attaches a record to the image. The same record again changes nothing.
 func Keep(ctx context.Context, a artifact.Attacher, img artifact.Image, r Record) error {
-	have, err := Records(ctx, a, img)
+	have, err := attached[Record](ctx, a, img, Kind)
 	if err != nil {
 		return err
 	}
@@ -32,26 +31,17 @@ func Keep(ctx context.Context, a artifact.Attacher, img artifact.Image, r Record
 	return err
 }
 
-// Records are the AMIs that were made of an image, oldest first. That they are
-// still there is not asked.
+// Records are the AMIs that were made of an image and not removed by rebake since,
+// oldest first. That they are still there is not asked.
 func Records(ctx context.Context, a artifact.Attacher, img artifact.Image) ([]Record, error) {
-	docs, err := a.Attached(ctx, img.Digest, Kind)
-	if err != nil {
-		return nil, err
-	}
+	all, err := All(ctx, a, img)
 	var out []Record
-	for _, d := range docs {
-		body, err := a.ReadAttachment(ctx, d)
-		if err != nil {
-			return nil, err
+	for _, m := range all {
+		if !m.Gone() {
+			out = append(out, m.Record)
 		}
-		var r Record
-		if err := json.Unmarshal(body, &r); err != nil {
-			return nil, fmt.Errorf("%w: record %s of an AMI: %w", artifact.ErrCorrupt, d.Digest, err)
-		}
-		out = append(out, r)
 	}
-	return out, nil
+	return out, err
 }
 
 // maxParents bounds how many earlier AMIs a new one is compared with.

@@ -15,8 +15,8 @@ import (
 
 func amiCommand() *cli.Command {
 	return &cli.Command{
-		Name: "ami", Usage: "AMIs of images that were baked here: publish, ls",
-		Subcommands: []*cli.Command{
+		Name: "ami", Usage: "AMIs of images that were baked here: publish, ls, rm, restore",
+		Subcommands: append([]*cli.Command{
 			{Name: "publish", Usage: "make an AMI of an image, without an instance", ArgsUsage: "REF",
 				Description: help("The disk goes block by block (EBS direct APIs) into a snapshot, on top of the snapshot of an earlier image\nwhere there is one: then only what changed travels. The same image again makes nothing; a command that\nwas killed goes on where it was. Credentials, profile, region and endpoint are found as the AWS CLI finds them.",
 					"rebake ami publish web:1.4.0 --region eu-central-1 --copy-to us-west-2"),
@@ -31,9 +31,7 @@ func amiCommand() *cli.Command {
 					&cli.BoolFlag{Name: "protect", Usage: "refuse deregistration until the protection is taken away"},
 					&cli.IntFlag{Name: "parallel", Value: 16, Usage: "send at most `N` blocks at once"},
 				}, Action: with(amiPublish)},
-			{Name: "ls", Usage: "list the AMIs that were made of an image", ArgsUsage: "REF",
-				Description: help("Lists what is recorded with the image; AWS is not asked.", "rebake ami ls web:1.4.0"), Action: with(amiLs)},
-		},
+		}, amiLifeCommands()...),
 	}
 }
 
@@ -88,28 +86,6 @@ func amiPublish(s *session) error {
 	})
 	if err != nil {
 		return err
-	}
-	return s.result(records, amiTable(records))
-}
-
-func amiLs(s *session) error {
-	if _, err := arg(s.c, "an image"); err != nil {
-		return err
-	}
-	_, img, err := s.resolve(s.c.Args().First())
-	if err != nil {
-		return err
-	}
-	a, ok := s.Store.(artifact.Attacher)
-	if !ok {
-		return fmt.Errorf("the store %T records no AMIs", s.Store)
-	}
-	records, err := ami.Records(s.ctx, a, img)
-	if err != nil {
-		return err
-	}
-	if len(records) == 0 {
-		return s.result([]ami.Record{}, fmt.Sprintf("no AMI was made of %s:%s", img.Name, img.Version))
 	}
 	return s.result(records, amiTable(records))
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 
 	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/artifact/ami"
 	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/internal/lifecycle"
 	"github.com/rebake/rebake/internal/pipeline"
@@ -91,6 +92,8 @@ func hint(err error) string {
 		return u.hint
 	case store != "":
 		return store
+	case errors.As(err, new(*ami.DeniedError)):
+		return "`rebake aws policy` prints what to grant, `rebake doctor --aws` shows what is missing"
 	case errors.Is(err, fleet.ErrRefused):
 		return "give the image what it lacks, or say why that does not count: --override-policy REASON"
 	case errors.Is(err, lifecycle.ErrRevoked):

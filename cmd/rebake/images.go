@@ -199,6 +199,9 @@ func imagesRm(s *session) error {
 	} else if s.c.Bool("forget") {
 		err = s.keepRevoked(ref, img)
 	}
+	if _, remembers := s.Store.(artifact.Retirer); err == nil && (s.c.Bool("forget") || !remembers) {
+		err = s.keepAMIs(ref, img)
+	}
 	if err == nil && (ref.Digest != "" || ref.Tag == img.Version) {
 		err = pipeline.Remove(s.ctx, s.Env, img, why, s.c.Bool("forget"))
 	}
@@ -207,7 +210,7 @@ func imagesRm(s *session) error {
 	} else if err != nil {
 		return err
 	}
-	return s.result(map[string]string{"removed": name}, "removed "+name)
+	return s.result(map[string]string{"removed": name}, "removed "+name+s.amisStay(ref, img))
 }
 
 func imagesExport(s *session) error {

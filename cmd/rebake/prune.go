@@ -19,7 +19,7 @@ import (
 func imagesPruneCommand() *cli.Command {
 	return &cli.Command{
 		Name: "prune", Usage: "remove the images that no rule keeps, and free the space of what no image needs", ArgsUsage: "[NAME]",
-		Description: help("Says of each image, or of those of one name, whether it goes or stays, and why; asks; removes; then\ndeletes the chunks that no image needs. The rules are those of retention: in the template that baked\nthe newest image of a name; without any no image goes. What a fleet runs or can go back to, a tag\npoints at, or a build stands on, stays. What is known of a removed image stays too (docs/retention.md).",
+		Description: help("Says of each image, or of those of one name, whether it goes or stays, and why; asks; removes; then\ndeletes the chunks that no image needs. The rules are those of retention: in the template that baked\nthe newest image of a name; without any no image goes. What a fleet runs or can go back to, a tag\npoints at, or a build stands on, stays. What is known of a removed image stays too (docs/retention.md).\nAMIs of removed images go by retention: {ami: …}: first AWS is asked who uses them, and if it does not\nanswer nothing is done (docs/aws.md).",
 			"rebake images prune --dry-run\nrebake images prune web --keep-last 5 --max-age 30d\nrebake images prune --template web.yaml --yes"),
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "dry-run", Usage: "say what would go and why, and do nothing"},
@@ -30,6 +30,7 @@ func imagesPruneCommand() *cli.Command {
 			&cli.StringFlag{Name: "min-age", Usage: "nothing younger than this `AGE` goes (1d)"},
 			&cli.StringSliceFlag{Name: "keep-tag", Usage: "only tags that match this `PATTERN`, and latest, keep their image (repeatable)"},
 			&cli.IntFlag{Name: "keep-previous", Usage: "the `N` images before the current one of each fleet stay (1)"},
+			&cli.StringFlag{Name: "amis", Usage: "how the AMIs of removed images go, as `deprecate=30d,disable=60d,delete=90d`; none: leave AMIs alone, and do not ask AWS"},
 			&cli.DurationFlag{Name: "grace", Usage: "leave chunks alone that are younger than `DURATION`", Value: 24 * time.Hour},
 		}, templateFlags()...), Action: with(imagesPrune),
 	}
@@ -41,6 +42,8 @@ type pruned struct {
 	Removed []artifact.Removed `json:"removed"`
 	Freed   int64              `json:"freed"`
 	DryRun  bool               `json:"dry_run"`
+	AMIs    []plannedAMI       `json:"amis,omitempty"`      // of removed images
+	Changed []plannedAMI       `json:"amis_done,omitempty"` // of them, those for which it was done
 }
 
 // planned is a line of the plan.
@@ -73,25 +76,31 @@ func imagesPrune(s *session) error {
 	if err != nil {
 		return err
 	}
-	res, text := resultOf(plan), describeRetained(plan)
+	amis, err := s.planAMIs(o, plan)
+	if err != nil {
+		return err
+	}
+	res, text := resultOf(plan), describeRetained(plan)+amis.describe()
+	res.AMIs = amis.lines
 	n := len(plan.Removals())
 	if s.c.Bool("dry-run") {
 		res.DryRun = true
-		return s.result(res, text+fmt.Sprintf("%d would go; nothing was done (--dry-run)\n", n))
+		return s.result(res, text+fmt.Sprintf("%d would go%s; nothing was done (--dry-run)\n", n, amis.would(", and ")))
 	}
-	if n > 0 && !s.c.Bool("yes") {
+	if n+len(amis.wishes) > 0 && !s.c.Bool("yes") {
+		ask := wouldGo(n) + amis.would(", ")
 		if !interactive(s.c.App.Reader) {
-			return usagef("--dry-run lists them with their reasons, --yes removes them", "%s, and without a terminal nobody can be asked", wouldGo(n))
+			return usagef("--dry-run lists them with their reasons, --yes removes them", "%s, and without a terminal nobody can be asked", ask)
 		}
 		if _, err := io.WriteString(s.c.App.ErrWriter, text); err != nil {
 			return err
 		}
 		text = ""
-		if err := s.confirm(wouldGo(n) + ": remove them?"); err != nil {
+		if err := s.confirm(ask + ": do it?"); err != nil {
 			return err
 		}
 	}
-	lines, err := s.prune(o, plan, s.c.Duration("grace"), &res)
+	lines, err := s.prune(o, plan, s.c.Duration("grace"), &res, amis)
 	return errors.Join(err, s.result(res, text+lines))
 }
 
@@ -135,6 +144,11 @@ func (s *session) retention() (o pipeline.Retention, err error) {
 		}
 		o.Name, o.Rules = tpl.Name, tpl.Retention
 	}
+	o.Held = s.heldByAMIs
+	ladder, err := amisFlag(s.c)
+	if err != nil {
+		return o, err
+	}
 	ages := map[string]retain.Age{}
 	for _, name := range []string{"max-age", "min-age"} {
 		var a retain.Age
@@ -161,6 +175,9 @@ func (s *session) retention() (o pipeline.Retention, err error) {
 		if s.c.IsSet("keep-previous") {
 			r.KeepPrevious = s.c.Int("keep-previous")
 		}
+		if s.c.IsSet("amis") {
+			r.AMI = ladder
+		}
 	}
 	given := retain.Default()
 	o.Edit(&given)
@@ -175,7 +192,7 @@ func noRetention(tpl *template.Template) error {
 }
 
 // prune removes what the plan lets go and frees the space; lines say what went.
-func (s *session) prune(o pipeline.Retention, plan pipeline.Retained, grace time.Duration, res *pruned) (lines string, err error) {
+func (s *session) prune(o pipeline.Retention, plan pipeline.Retained, grace time.Duration, res *pruned, amis amiPlan) (lines string, err error) {
 	gone, err := pipeline.Retain(s.ctx, s.Env, o, plan)
 	var b strings.Builder
 	for _, r := range gone {
@@ -190,17 +207,26 @@ func (s *session) prune(o pipeline.Retention, plan pipeline.Retained, grace time
 	if ferr == nil {
 		fmt.Fprintf(&b, "%s freed\n", ui.Size(freed))
 	}
-	return b.String(), errors.Join(err, ferr)
+	done, aerr := s.applyAMIs(amis)
+	for _, d := range done {
+		res.Changed = append(res.Changed, d)
+		fmt.Fprintf(&b, "%s %s in %s of %s: %s\n", d.Do, d.AMI, d.Region, d.Image, d.Why)
+	}
+	return b.String(), errors.Join(err, ferr, aerr)
 }
 
 // pruneAfter applies a template's retention once its fleet was replaced.
 func (s *session) pruneAfter(tpl *template.Template) (res *pruned, lines string, err error) {
-	o := pipeline.Retention{Name: tpl.Name, Rules: tpl.Retention}
+	o := pipeline.Retention{Name: tpl.Name, Rules: tpl.Retention, Held: s.heldByAMIs}
 	plan, err := s.planRetention(o)
+	var amis amiPlan
+	if err == nil {
+		amis, err = s.planAMIs(o, plan)
+	}
 	if err == nil {
 		r := resultOf(plan)
-		res = &r
-		lines, err = s.prune(o, plan, 24*time.Hour, res)
+		res, r.AMIs = &r, amis.lines
+		lines, err = s.prune(o, plan, 24*time.Hour, res, amis)
 		s.account.removed(res.Removed)
 	}
 	if err != nil {

@@ -30,6 +30,8 @@ type Retention struct {
 	// Rules are those of Name, or of all; nil: those that the newest image of each name says.
 	Rules *retain.Rules
 	Edit  func(*retain.Rules) // is handed the rules of each of these names; nil: nothing to change
+	// Held says why an image must stay that else would go, or ""; nil: nothing more.
+	Held func(context.Context, artifact.Image) (string, error)
 }
 
 // Retained is what a plan of retention says.
@@ -72,6 +74,18 @@ func PlanRetention(ctx context.Context, env Env, o Retention) (Retained, error) 
 	held, err := env.inChannels(ctx, Retained{Plan: plan}.Removals())
 	if err != nil {
 		return Retained{}, err
+	}
+	for _, d := range (Retained{Plan: plan}).Removals() {
+		if o.Held == nil {
+			break
+		}
+		why, err := o.Held(ctx, d.Image)
+		if err != nil {
+			return Retained{}, err
+		}
+		if why != "" {
+			held = append(held, retain.Use{Image: d.Image.Digest, Why: why})
+		}
 	}
 	if len(held) > 0 {
 		plan = retain.Plan(images, rules, append(uses, held...), now)

@@ -32,6 +32,7 @@ type Rules struct {
 	KeepTags     []string `json:"keep_tags,omitempty"`    // those with a tag that matches; nil: with any tag. latest always
 	KeepPrevious int      `json:"keep_previous"`          // so many images before the current one of each fleet
 	KeepParents  bool     `json:"keep_parents,omitempty"` // what a kept image was made from
+	AMI          *Ladder  `json:"ami,omitempty"`          // by which AMIs of removed images go; nil: they stay
 }
 
 // Default are rules by which nothing goes.
@@ -58,6 +59,9 @@ func (r Rules) Check() error {
 		if _, err := path.Match(p, ""); err != nil || p == "" {
 			return fmt.Errorf("keep_tags: %q is no pattern such as stable or release-*", p)
 		}
+	}
+	if r.AMI != nil {
+		return r.AMI.Check()
 	}
 	return nil
 }

@@ -20,7 +20,7 @@ var described = map[string]string{
 	"document.seal":      "seal/keys",
 	"document.fleet":     "fleet", "document.fleet.health": "fleet/health",
 	"document.fleet.health.http": "fleet/health http", "document.fleet.health.tcp": "fleet/health tcp",
-	"document.sign": "template/sign", "document.retention": "template/retention", "document.fleet.require": "fleet/require",
+	"document.sign": "template/sign", "document.retention": "template/retention", "document.retention.ami": "template/retention ami", "document.fleet.require": "fleet/require",
 	"document.fleet.deploy": "deploy", "document.fleet.deploy.steps": "deploy/steps",
 	"document.fleet.deploy.gates": "deploy/gates", "document.fleet.deploy.gates.error_rate": "deploy/gates/error_rate",
 	"document.fleet.deploy.gates.latency": "deploy/gates/latency", "document.fleet.deploy.gates.canary": "deploy/gates/canary",

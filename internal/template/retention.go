@@ -14,6 +14,27 @@ type retentionBlock struct {
 	KeepTags     []string    `yaml:"keep_tags" jsonschema_description:"patterns of the tags that keep their image, such as stable or release-*; every tag does where this is not given, latest always"`
 	KeepPrevious *int        `yaml:"keep_previous" jsonschema_description:"how many proven images before the current one of each fleet stay, for a rollback (1)"`
 	KeepParents  bool        `yaml:"keep_parents" jsonschema_description:"true: the images that a kept image was made from stay too"`
+	AMI          *amiBlock   `yaml:"ami" jsonschema_description:"how the AMIs of removed images go"`
+}
+
+// amiBlock is retention.ami as it is written.
+type amiBlock struct {
+	Deprecate *retain.Age `yaml:"deprecate" jsonschema_description:"others are no longer shown them so long after their image was removed, such as 30d"`
+	Disable   *retain.Age `yaml:"disable" jsonschema_description:"they can not be launched any more so long after"`
+	Delete    *retain.Age `yaml:"delete" jsonschema_description:"they go with their snapshots so long after"`
+	MinAge    *retain.Age `yaml:"min_age" jsonschema_description:"nothing is done with AMIs younger than this (1d)"`
+	Shared    bool        `yaml:"shared" jsonschema_description:"true: disable and delete also those that other accounts may launch"`
+}
+
+func (b *amiBlock) read() *retain.Ladder {
+	if b == nil {
+		return nil
+	}
+	l := &retain.Ladder{Deprecate: b.Deprecate, Disable: b.Disable, Delete: b.Delete, MinAge: retain.DefaultMinAge, Shared: b.Shared}
+	if b.MinAge != nil {
+		l.MinAge = *b.MinAge
+	}
+	return l
 }
 
 // read checks the block and sets its defaults; nil for none.
@@ -22,7 +43,7 @@ func (b *retentionBlock) read(at Block) (*retain.Rules, error) {
 		return nil, nil
 	}
 	r := retain.Default()
-	r.KeepTags, r.KeepParents = b.KeepTags, b.KeepParents
+	r.KeepTags, r.KeepParents, r.AMI = b.KeepTags, b.KeepParents, b.AMI.read()
 	if b.KeepLast != nil {
 		if r.KeepLast = *b.KeepLast; r.KeepLast < 1 {
 			return nil, at.Errorf("keep_last", "keep_last must be at least 1: what the fleet of a name needs stays, but without a fleet the last image would go")
@@ -39,7 +60,7 @@ func (b *retentionBlock) read(at Block) (*retain.Rules, error) {
 	if b.KeepPrevious != nil {
 		r.KeepPrevious = *b.KeepPrevious
 	}
-	if r.Empty() {
+	if r.Empty() && r.AMI == nil {
 		return nil, at.Errorf("", "retention needs keep_last or max_age, or nothing is ever removed: for example {keep_last: 7, max_age: 30d}")
 	}
 	if err := r.Check(); err != nil {
@@ -52,6 +73,9 @@ func (b *retentionBlock) read(at Block) (*retain.Rules, error) {
 func retentionKey(err error) string {
 	word, _, _ := strings.Cut(err.Error(), " ")
 	word = strings.TrimSuffix(word, ":")
+	if word == "ami" {
+		return word
+	}
 	if !strings.Contains(word, "_") {
 		return ""
 	}
