@@ -147,7 +147,7 @@ func onUsageError(c *cli.Context, err error, _ bool) error {
 func commands() []*cli.Command {
 	return []*cli.Command{
 		upCommand(), buildCommand(), validateCommand(), initCommand(),
-		deployCommand(), rollbackCommand(), fleetCommand(), imagesCommand(), pushCommand(), pullCommand(), copyCommand(), importCommand(), vagrantCommand(), amiCommand(), keyCommand(), signCommand(), verifyCommand(),
+		deployCommand(), rollbackCommand(), fleetCommand(), imagesCommand(), pushCommand(), pullCommand(), copyCommand(), importCommand(), vagrantCommand(), amiCommand(), awsCommand(), keyCommand(), signCommand(), verifyCommand(),
 		diffCommand(), blameCommand(), sbomCommand(), tagCommand(), promoteCommand(), channelCommand(), revokeCommand(), restoreCommand(), planCommand(), cacheCommand(), shellCommand(),
 		doctorCommand(), gcCommand(), schemaCommand(), docsCommand(), completionCommand(), versionCommand(),
 	}
