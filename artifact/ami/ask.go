@@ -139,6 +139,9 @@ func (c *Cloud) images(ctx context.Context, ids []string) (map[string]types.Imag
 				return nil, c.asked("ec2:DescribeImages", err)
 			}
 			for _, i := range page.Images {
+				if i.State == types.ImageStateDeregistered {
+					continue
+				}
 				out[aws.ToString(i.ImageId)] = i
 			}
 		}

@@ -2,11 +2,11 @@ package main
 
 import (
 	"encoding/json"
-	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/rebake/rebake/internal/awspolicy"
+	"github.com/rebake/rebake/internal/event"
 	"github.com/urfave/cli/v2"
 )
 
@@ -75,7 +75,7 @@ func awsPolicy(s *session) error {
 		return err
 	}
 	if size := p.Size(); size > awspolicy.MaxManaged {
-		return hinted(fmt.Errorf("the policy has %d characters, and IAM takes %d in one", size, awspolicy.MaxManaged), "print two and attach both: one with the template, one with --with")
+		event.Warnf(s.ctx, "the policy has %d characters: too many for a managed one (%d), not for one that is a role's own (%d)", size, awspolicy.MaxManaged, awspolicy.MaxInline)
 	}
 	return s.result(p, string(text))
 }

@@ -131,36 +131,49 @@ func gcCommand() *cli.Command {
 
 func doctorCommand() *cli.Command {
 	return &cli.Command{
-		Name: "doctor", Usage: "check the external parts, and say how to get what is missing",
-		Description: help("Lists each part with its version, whether it will do, and the command that mends it.", "rebake doctor"),
+		Name: "doctor", Usage: "check the external parts, or with --aws what AWS allows, and say how to get what is missing", ArgsUsage: "[TEMPLATE]",
+		Description: help("Lists each part with its version, whether it will do, and the command that mends it.\nWith --aws: whose credentials were found, the region, the clock, and each permission that the template needs, asked\nby dry runs and reads: nothing is made or changed. What is missing is printed as a policy to attach.",
+			"rebake doctor\nrebake doctor --aws web.yaml\nrebake doctor --aws --with retention --region eu-central-1"),
+		Flags: append([]cli.Flag{&cli.BoolFlag{Name: "aws", Usage: "check credentials and permissions in AWS instead"}, withFlag(),
+			&cli.StringFlag{Name: "region", Usage: "the `REGION` that is asked; as AWS_REGION or the profile says by default"}}, templateFlags()...),
 		Action: with(func(s *session) error {
-			found := doctor.Check(s.ctx, string(s.State))
-			rows := [][]string{{"PART", "VERSION", "STATE", "NEEDED FOR", "NOTE"}}
-			bad := 0
-			for _, f := range found {
-				state, note := "ok", f.Why
-				if !f.OK {
-					state = "missing"
-					if f.Optional {
-						state = "optional"
-					} else {
-						bad++
-					}
-					if f.Fix != "" {
-						note = strings.TrimSpace(note + "; mend: " + f.Fix)
-					}
-				}
-				rows = append(rows, []string{f.Part, f.Version, state, f.Needed, note})
+			if s.c.Bool("aws") {
+				return doctorAWS(s)
 			}
-			if err := s.result(found, ui.Table(rows)); err != nil {
-				return err
+			if s.c.NArg() > 0 {
+				return usagef("`rebake doctor --aws "+s.c.Args().First()+"` asks AWS for what it needs", "doctor takes a template only with --aws")
 			}
-			if bad > 0 {
-				return hinted(fmt.Errorf("%d parts are missing", bad), "run the commands in the last column, then `rebake doctor` again")
-			}
-			return nil
+			return doctorParts(s)
 		}),
 	}
+}
+
+func doctorParts(s *session) error {
+	found := doctor.Check(s.ctx, string(s.State))
+	rows := [][]string{{"PART", "VERSION", "STATE", "NEEDED FOR", "NOTE"}}
+	bad := 0
+	for _, f := range found {
+		state, note := "ok", f.Why
+		if !f.OK {
+			state = "missing"
+			if f.Optional {
+				state = "optional"
+			} else {
+				bad++
+			}
+			if f.Fix != "" {
+				note = strings.TrimSpace(note + "; mend: " + f.Fix)
+			}
+		}
+		rows = append(rows, []string{f.Part, f.Version, state, f.Needed, note})
+	}
+	if err := s.result(found, ui.Table(rows)); err != nil {
+		return err
+	}
+	if bad > 0 {
+		return hinted(fmt.Errorf("%d parts are missing", bad), "run the commands in the last column, then `rebake doctor` again")
+	}
+	return nil
 }
 
 func versionCommand() *cli.Command {

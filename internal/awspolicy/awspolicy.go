@@ -31,6 +31,7 @@ const (
 	Profile   Feature = "profile"   // an instance profile
 	Pool      Feature = "pool"      // fleet.pool.asg
 	Router    Feature = "router"    // fleet.router.alb
+	Adopted   Feature = "adopted"   // fleet.router.alb.rule or target_groups that somebody else made
 	Gates     Feature = "gates"     // alarms and metrics as gates
 	State     Feature = "state"     // state: s3://…
 	Retention Feature = "retention" // retention: {ami: …}, rebake ami rm, restore, ls --check
@@ -38,7 +39,7 @@ const (
 
 // Features lists all of them in the order of the table.
 func Features() []Feature {
-	return []Feature{Publish, Copy, Share, Deprecate, Protect, Keys, Bake, Group, SSM, Profile, Pool, Router, Gates, State, Retention}
+	return []Feature{Publish, Copy, Share, Deprecate, Protect, Keys, Bake, Group, SSM, Profile, Pool, Router, Adopted, Gates, State, Retention}
 }
 
 // Grant is one permission: what may be called, on what, and when.
@@ -46,7 +47,7 @@ type Grant struct {
 	Sid       string
 	Calls     []string  // operations as SDKs call them, with the service: ec2:DescribeImages
 	Also      []string  // actions that AWS wants besides, for which there is no call
-	Resources []string  // ARNs with PARTITION, BUCKET, PREFIX or KEYS in them; nil: all
+	Resources []string  // ARNs with PARTITION, BUCKET or PREFIX in them, or KEYS, ADOPTED; nil: all
 	When      Condition // nil: always
 }
 
@@ -58,7 +59,7 @@ func Of(f Feature) []Grant { return table[f] }
 
 // actionOf are the calls whose permission is called otherwise.
 var actionOf = map[string]string{
-	"s3:HeadObject": "s3:GetObject", "s3:ListObjectsV2": "s3:ListBucket", "s3:HeadBucket": "s3:ListBucket",
+	"s3:HeadObject": "s3:GetObject", "s3:ListObjectsV2": "s3:ListBucket", "s3:HeadBucket": "s3:ListBucket", "s3:DeleteObjects": "s3:DeleteObject",
 }
 
 // Actions are the permissions of a grant.
@@ -79,6 +80,7 @@ type Need struct {
 	Bucket    string             // of State, with its Prefix
 	Prefix    string
 	KeyARNs   []string // of Keys; none: any key, if a service uses it
+	Adopted   []string // ARNs, of Adopted
 }
 
 // Add wants a feature.
@@ -204,11 +206,11 @@ func (n Need) resources(g Grant) []string {
 	}
 	var out []string
 	for _, r := range g.Resources {
-		if r == "KEYS" {
-			if len(n.KeyARNs) == 0 {
+		if of, ok := map[string][]string{"KEYS": n.KeyARNs, "ADOPTED": n.Adopted}[r]; ok {
+			if len(of) == 0 {
 				return []string{"*"}
 			}
-			out = append(out, n.KeyARNs...)
+			out = append(out, of...)
 			continue
 		}
 		out = append(out, n.named([]string{r})...)
@@ -216,8 +218,12 @@ func (n Need) resources(g Grant) []string {
 	return out
 }
 
-// MaxManaged is how many characters a managed policy may have, white space not counted.
-const MaxManaged = 6144
+// How many characters a policy may have, white space not counted: a managed one, and
+// one that is a role's own.
+const (
+	MaxManaged = 6144
+	MaxInline  = 10240
+)
 
 // Size is how many characters of it count.
 func (p Policy) Size() int {
@@ -226,4 +232,26 @@ func (p Policy) Size() int {
 		panic(err) // texts
 	}
 	return len(b)
+}
+
+// Who are the wanted features that need an action.
+func (n Need) Who(action string) (out []Feature) {
+	for _, f := range n.List() {
+		if slices.ContainsFunc(table[f], func(g Grant) bool { return slices.Contains(g.Actions(), action) }) {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// Only is the part of a policy that is about some actions.
+func (p Policy) Only(want func(action string) bool) Policy {
+	out := Policy{Version: p.Version, Statement: []Statement{}}
+	for _, s := range p.Statement {
+		s.Action = slices.DeleteFunc(slices.Clone(s.Action), func(a string) bool { return !want(a) })
+		if len(s.Action) > 0 {
+			out.Statement = append(out.Statement, s)
+		}
+	}
+	return out
 }

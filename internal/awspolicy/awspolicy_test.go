@@ -22,6 +22,7 @@ type anything struct {
 	Network    network  `yaml:"network"`
 	Publish    bool     `yaml:"publish"`
 	LaunchFrom string   `yaml:"launch_template"`
+	Rule       string   `yaml:"rule"`
 }
 type ssh struct {
 	SSM bool `yaml:"ssm"`
@@ -72,12 +73,13 @@ func TestATemplateNeedsWhatItsBlocksSay(t *testing.T) {
 		"a bake in a group": {"build: {amazon: {network: {security_groups: [sg-1]}}}", []Feature{Bake}, nil},
 		"all of a bake": {"build: {amazon: {ssh: {ssm: true}, instance_profile: baker, root: {kms_key: 'arn:aws:kms:eu-central-1:1:key/a'}, ami: {protect: true, copy_to: [{region: us-west-2, kms_key: 'arn:aws:kms:us-west-2:1:key/b'}]}}}",
 			[]Feature{Copy, Protect, Keys, Bake, Group, SSM, Profile}, []string{"arn:aws:kms:eu-central-1:1:key/a", "arn:aws:kms:us-west-2:1:key/b"}},
-		"keys by alias":  {"build: {amazon: {root: {kms_key: alias/x}}}", []Feature{Keys, Bake, Group}, nil},
-		"encrypted":      {"build: {amazon: {root: {encrypted: true}}}", []Feature{Keys, Bake, Group}, nil},
-		"not encrypted":  {"build: {amazon: {root: {encrypted: false}, ssh: {ssm: false}}}", []Feature{Bake, Group}, nil},
-		"a fleet":        {"build: {qemu: {}}" + with("asg: {publish: true}", "alb: {}"), []Feature{Publish, Pool, Router, Gates}, nil},
-		"a copied fleet": {"build: {qemu: {}}" + with("asg: {launch_template: 'web:3'}", "haproxy: {}"), []Feature{Profile, Pool}, nil},
-		"retention":      {"build: {qemu: {}}\nretention: {ami: {delete: 90d}}", []Feature{Retention}, nil},
+		"keys by alias":         {"build: {amazon: {root: {kms_key: alias/x}}}", []Feature{Keys, Bake, Group}, nil},
+		"encrypted":             {"build: {amazon: {root: {encrypted: true}}}", []Feature{Keys, Bake, Group}, nil},
+		"not encrypted":         {"build: {amazon: {root: {encrypted: false}, ssh: {ssm: false}}}", []Feature{Bake, Group}, nil},
+		"a fleet":               {"build: {qemu: {}}" + with("asg: {publish: true}", "alb: {}"), []Feature{Publish, Pool, Router, Gates}, nil},
+		"behind another's rule": {"build: {qemu: {}}" + with("qemu: {}", "alb: {rule: 'arn:aws:elasticloadbalancing:eu-central-1:1:listener-rule/app/a/b/c/d'}"), []Feature{Router, Adopted, Gates}, nil},
+		"a copied fleet":        {"build: {qemu: {}}" + with("asg: {launch_template: 'web:3'}", "haproxy: {}"), []Feature{Profile, Pool}, nil},
+		"retention":             {"build: {qemu: {}}\nretention: {ami: {delete: 90d}}", []Feature{Retention}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n, err := For(load(t, "name: web\n"+c.text+"\n"))
@@ -89,7 +91,7 @@ func TestATemplateNeedsWhatItsBlocksSay(t *testing.T) {
 }
 
 func all() Need {
-	n := Need{KeyARNs: []string{"arn:aws-cn:kms:cn-north-1:1:key/a"}, Partition: PartitionOf("cn-north-1")}
+	n := Need{KeyARNs: []string{"arn:aws-cn:kms:cn-north-1:1:key/a"}, Partition: PartitionOf("cn-north-1"), Adopted: []string{"arn:aws-cn:elasticloadbalancing:cn-north-1:1:listener-rule/app/a/b/c/d"}}
 	for _, f := range Features() {
 		n.Add(f, "test")
 	}
@@ -159,10 +161,16 @@ func TestWhatDestroysIsBoundToATag(t *testing.T) {
 			for _, a := range g.Actions() {
 				_, verb, _ := strings.Cut(a, ":")
 				destroys := strings.HasPrefix(verb, "Delete") || strings.HasPrefix(verb, "Terminate") || strings.HasPrefix(verb, "Deregister") || strings.HasPrefix(verb, "Disable") || strings.HasPrefix(verb, "Stop")
-				if destroys && g.When == nil && f != State && f != SSM && f != Router {
+				if destroys && g.When == nil && f != State && f != SSM && f != Adopted {
 					t.Errorf("%s: %s on all of %q", f, a, g.Resources)
 				}
 			}
 		}
+	}
+}
+
+func TestAllOfItFitsIntoOnePolicyOfARole(t *testing.T) {
+	if n := all().Policy().Size(); n > MaxInline {
+		t.Errorf("%d characters, and IAM takes %d", n, MaxInline)
 	}
 }

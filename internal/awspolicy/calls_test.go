@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/rebake/rebake/artifact/ami/access"
 )
 
 // callers are the folders that call AWS, each with the features that it is.
@@ -19,13 +21,13 @@ var callers = map[string][]Feature{
 	"artifact/ami":   {Publish, Copy, Share, Deprecate, Protect, Retention},
 	"builder/amazon": {Bake, Group, SSM, Publish, Copy, Share, Deprecate, Protect},
 	"fleet/asg":      {Pool, Publish},
-	"fleet/alb":      {Router, Gates},
+	"fleet/alb":      {Router, Adopted, Gates},
 	"fleet/s3":       {State},
 }
 
 // owner is the folder whose calls a feature is for.
 var owner = map[Feature]string{Publish: "artifact/ami", Copy: "artifact/ami", Share: "artifact/ami", Deprecate: "artifact/ami", Protect: "artifact/ami", Retention: "artifact/ami",
-	Bake: "builder/amazon", Group: "builder/amazon", SSM: "builder/amazon", Pool: "fleet/asg", Router: "fleet/alb", Gates: "fleet/alb", State: "fleet/s3"}
+	Bake: "builder/amazon", Group: "builder/amazon", SSM: "builder/amazon", Pool: "fleet/asg", Router: "fleet/alb", Adopted: "fleet/alb", Gates: "fleet/alb", State: "fleet/s3"}
 
 const services = "github.com/aws/aws-sdk-go-v2/service/"
 
@@ -175,5 +177,25 @@ func f(ctx context.Context, c *ec2.Client) {
 	got := callsIn(t, "p.go", []byte(src))
 	if want := []string{"elasticloadbalancing:ModifyRule", "ec2:DescribeImages", "ec2:DescribeInstances"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// Whatever can be asked about by a dry run or a read is.
+func TestEveryPermissionThatCanBeAskedForIs(t *testing.T) {
+	probed := access.Probed()
+	n := all()
+	for _, a := range n.Actions() {
+		service, verb, _ := strings.Cut(a, ":")
+		if service == "ec2" && !slices.Contains(probed, a) {
+			t.Errorf("%s has a dry run, and artifact/ami/access does not ask for it", a)
+		}
+		if service == "autoscaling" && strings.HasPrefix(verb, "Describe") && !slices.Contains(probed, a) {
+			t.Errorf("%s is a read, and artifact/ami/access does not ask for it", a)
+		}
+	}
+	for _, a := range probed {
+		if !slices.Contains(n.Actions(), a) {
+			t.Errorf("artifact/ami/access asks for %s, which no feature needs", a)
+		}
 	}
 }

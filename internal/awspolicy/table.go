@@ -13,6 +13,9 @@ const (
 	vpcs           = "arn:PARTITION:ec2:*:*:vpc/*"
 	keyPairs       = "arn:PARTITION:ec2:*:*:key-pair/*"
 	templates      = "arn:PARTITION:ec2:*:*:launch-template/*"
+	targetGroups   = "arn:PARTITION:elasticloadbalancing:*:*:targetgroup/*"
+	listeners      = "arn:PARTITION:elasticloadbalancing:*:*:listener/app/*"
+	rules          = "arn:PARTITION:elasticloadbalancing:*:*:listener-rule/app/*"
 	groups         = "arn:PARTITION:autoscaling:*:*:autoScalingGroup:*:autoScalingGroupName/*"
 )
 
@@ -63,16 +66,18 @@ var table = map[Feature][]Grant{
 		{Sid: "Look", Calls: []string{"ec2:DescribeImages", "ec2:DescribeInstances", "ec2:DescribeSnapshots", "ec2:DescribeVolumes", "ec2:DescribeVpcs", "ec2:DescribeSubnets", "ec2:DescribeSecurityGroups"}},
 		{Sid: "LaunchBuilds", Calls: []string{"ec2:RunInstances"}, Resources: []string{instances, volumes, interfaces, spots}, When: given(ofBuild)},
 		{Sid: "LaunchFrom", Calls: []string{"ec2:RunInstances"}, Resources: []string{images, snapshots, subnets, securityGroups, keyPairs}},
-		{Sid: "TagBuilds", Also: []string{"ec2:CreateTags"}, Resources: []string{instances, volumes, interfaces, spots, snapshots, images, securityGroups}, When: given(ofBuild)},
+		{Sid: "TagBuilds", Calls: []string{"ec2:CreateTags"}, Resources: []string{instances, volumes, interfaces, spots, snapshots, images, securityGroups}, When: given(ofBuild)},
 		{Sid: "EndBuilds", Calls: []string{"ec2:StopInstances", "ec2:TerminateInstances", "ec2:GetConsoleOutput"}, Resources: []string{instances}, When: has(ofBuild)},
 		{Sid: "SnapshotBuilds", Calls: []string{"ec2:CreateSnapshot"}, Resources: []string{volumes}, When: has(ofBuild)},
 		{Sid: "MakeSnapshots", Calls: []string{"ec2:CreateSnapshot"}, Resources: []string{snapshots}, When: given(ofBuild)},
 		{Sid: "ReadSnapshots", Calls: []string{"ebs:ListSnapshotBlocks", "ebs:ListChangedBlocks", "ebs:GetSnapshotBlock"}, Resources: []string{snapshots}},
+		{Sid: "Register", Calls: []string{"ec2:RegisterImage"}, Resources: []string{images, snapshots}},
+		{Sid: "SweepBuilds", Calls: []string{"ec2:DeleteVolume", "ec2:DeleteSnapshot", "ec2:DeregisterImage", "ec2:DeleteTags"}, Resources: []string{volumes, snapshots, images}, When: has(ofBuild)},
 	},
 	Group: {
 		{Sid: "MakeGroups", Calls: []string{"ec2:CreateSecurityGroup"}, Resources: []string{securityGroups}, When: given(ofBuild)},
 		{Sid: "MakeGroupsIn", Calls: []string{"ec2:CreateSecurityGroup"}, Resources: []string{vpcs}},
-		{Sid: "ChangeGroups", Calls: []string{"ec2:AuthorizeSecurityGroupIngress"}, Resources: []string{securityGroups}, When: has(ofBuild)},
+		{Sid: "ChangeGroups", Calls: []string{"ec2:AuthorizeSecurityGroupIngress", "ec2:DeleteSecurityGroup"}, Resources: []string{securityGroups}, When: has(ofBuild)},
 	},
 	SSM: {
 		{Sid: "Tunnel", Also: []string{"ssm:StartSession"}, Resources: []string{instances}, When: Condition{"Null": {"ssm:resourceTag/" + ofBuild: {"false"}}}},
@@ -88,6 +93,7 @@ var table = map[Feature][]Grant{
 		{Sid: "MakeTemplates", Calls: []string{"ec2:CreateLaunchTemplate"}, Resources: []string{templates}, When: given(ofFleet)},
 		{Sid: "TagTemplates", Also: []string{"ec2:CreateTags"}, Resources: []string{templates, instances, volumes, interfaces}, When: given(ofFleet)},
 		{Sid: "DeleteTemplates", Calls: []string{"ec2:DeleteLaunchTemplate"}, Resources: []string{templates}, When: has(ofFleet)},
+		{Sid: "LookAtFleets", Calls: []string{"ec2:GetConsoleOutput"}, Resources: []string{instances}, When: has(ofFleet)},
 		{Sid: "LaunchFleets", Calls: []string{"ec2:RunInstances"}, Resources: []string{"arn:PARTITION:ec2:*:*:*/*", images, snapshots},
 			When: Condition{"ArnLike": {"ec2:LaunchTemplate": {"arn:PARTITION:ec2:*:*:launch-template/*"}}}},
 		{Sid: "MakeFleets", Calls: []string{"autoscaling:CreateAutoScalingGroup", "autoscaling:CreateOrUpdateTags"}, Resources: []string{groups}, When: given(ofFleet)},
@@ -96,12 +102,18 @@ var table = map[Feature][]Grant{
 			Resources: []string{groups}, When: has(ofFleet)},
 	},
 	Router: {
-		{Sid: "LookAtTraffic", Also: []string{"elasticloadbalancing:DescribeLoadBalancers", "elasticloadbalancing:DescribeListeners", "elasticloadbalancing:DescribeRules", "elasticloadbalancing:DescribeTags",
+		{Sid: "Look", Calls: []string{"ec2:DescribeInstances", "elasticloadbalancing:DescribeLoadBalancers", "elasticloadbalancing:DescribeRules", "elasticloadbalancing:DescribeTags",
 			"elasticloadbalancing:DescribeTargetGroups", "elasticloadbalancing:DescribeTargetGroupAttributes", "elasticloadbalancing:DescribeTargetHealth"}},
+		{Sid: "MakeRules", Calls: []string{"elasticloadbalancing:CreateRule", "elasticloadbalancing:CreateTargetGroup", "elasticloadbalancing:AddTags"}, Resources: []string{listeners, rules, targetGroups}, When: given(ofFleet)},
+		{Sid: "ChangeRules", Calls: []string{"elasticloadbalancing:ModifyRule", "elasticloadbalancing:DeleteRule", "elasticloadbalancing:ModifyTargetGroupAttributes", "elasticloadbalancing:DeleteTargetGroup",
+			"elasticloadbalancing:RegisterTargets", "elasticloadbalancing:DeregisterTargets"}, Resources: []string{rules, targetGroups}, When: has(ofFleet)},
 	},
-	Gates: {{Sid: "Look", Also: []string{"cloudwatch:DescribeAlarms", "cloudwatch:GetMetricData"}}},
+	Adopted: {
+		{Sid: "SwitchAdopted", Calls: []string{"elasticloadbalancing:ModifyRule", "elasticloadbalancing:AddTags", "elasticloadbalancing:RegisterTargets", "elasticloadbalancing:DeregisterTargets"}, Resources: []string{"ADOPTED"}},
+	},
+	Gates: {{Sid: "Look", Calls: []string{"cloudwatch:DescribeAlarms", "cloudwatch:GetMetricData"}}},
 	State: {
 		{Sid: "ListState", Calls: []string{"s3:ListObjectsV2"}, Resources: []string{"arn:PARTITION:s3:::BUCKET"}, When: Condition{"StringLike": {"s3:prefix": {"PREFIX*"}}}},
-		{Sid: "KeepState", Calls: []string{"s3:GetObject", "s3:PutObject", "s3:DeleteObject"}, Resources: []string{"arn:PARTITION:s3:::BUCKET/PREFIX*"}},
+		{Sid: "KeepState", Calls: []string{"s3:GetObject", "s3:PutObject", "s3:DeleteObjects"}, Resources: []string{"arn:PARTITION:s3:::BUCKET/PREFIX*"}},
 	},
 }

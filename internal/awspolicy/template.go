@@ -131,6 +131,12 @@ func (n *Need) fleet(t *template.Template) error {
 		n.Add(Router, "fleet.router.alb")
 		n.Add(Gates, "fleet.router.alb: metrics by target group")
 		n.common("fleet.router.alb", router)
+		for _, path := range []string{"rule", "target_groups.blue", "target_groups.green"} {
+			if arn, ok := at(router, path).(string); ok {
+				n.Add(Adopted, "fleet.router.alb."+path)
+				n.Adopted = append(n.Adopted, arn)
+			}
+		}
 	}
 	return nil
 }
