@@ -11,9 +11,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -75,12 +77,13 @@ type Options struct {
 	VolumeType  string            // of the root volume; "": gp3
 	Copy        []*Cloud          // regions that get a copy
 	CopyKMSKeys map[string]string // by region: key of the copy's snapshot
-	Users       []string          // accounts that may launch it
-	Deprecate   time.Duration     // from now, when it is no longer shown to others; 0: never
+	Users       []string          // who else may launch it: accounts, ARNs of organisations and of their units
+	BootMode    string            // legacy-bios, uefi or uefi-preferred; "": as the image's firmware
+	Deprecate   time.Duration     // from its registration, when it is no longer shown to others; 0: never
 	Protect     bool              // against deregistration
 	Parents     []Record          // earlier AMIs of this region that may be built on, the likeliest first
 	Progress    func(done, total int64)
-	Info        func(text string) // what was found and what is waited for; may be nil
+	Info        func(text string) // what was found and what is waited for, from many goroutines; may be nil
 
 	poll time.Duration // between questions about state; 0: 2 s
 }
@@ -114,40 +117,69 @@ func Publish(ctx context.Context, c *Cloud, s artifact.Store, img artifact.Image
 	if o.Parallel == 0 {
 		o.Parallel = 16
 	}
-	first := Record{Region: c.Region, Name: Name(img), Content: img.Content, KMSKey: o.KMSKey}
-	found, err := c.image(ctx, img)
+	for _, to := range o.Copy { // one that cannot be reached is known before the disk travels
+		if _, err := to.image(ctx, img); err != nil {
+			return nil, err
+		}
+	}
+	first, err := c.first(ctx, opener, img, o)
 	if err != nil {
 		return nil, err
 	}
+	if err := c.settle(ctx, first.AMI, img, o); err != nil {
+		return []Record{first}, err
+	}
+	return c.copies(ctx, first, img, o)
+}
+
+// first finds or makes the AMI of c's region.
+func (c *Cloud) first(ctx context.Context, s artifact.Opener, img artifact.Image, o Options) (Record, error) {
+	r := Record{Region: c.Region, Name: Name(img), Content: img.Content, KMSKey: o.KMSKey}
+	found, err := c.image(ctx, img)
+	if err != nil {
+		return r, err
+	}
 	if found != nil {
 		o.Info(fmt.Sprintf("%s is in %s already", aws.ToString(found.ImageId), c.Region))
-		first.AMI, first.Snapshot, first.Time = aws.ToString(found.ImageId), rootSnapshot(found), created(found)
-	} else {
-		if first.Snapshot, err = c.findSnapshot(ctx, img, o); err == nil && (first.Snapshot == "" || halfSent(o.Work, c.Region, img)) {
-			first.Snapshot, first.From, first.Sent, err = c.snapshot(ctx, opener, img, o)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("snapshot in %s: %w", c.Region, err)
-		}
-		if first.AMI, first.Time, err = c.register(ctx, img, first.Snapshot, o); err != nil {
-			return nil, fmt.Errorf("register %s in %s: %w", first.Name, c.Region, err)
-		}
+		r.AMI, r.Snapshot, r.Time = aws.ToString(found.ImageId), rootSnapshot(found), created(found)
+		return r, nil
 	}
-	if err := c.settle(ctx, first.AMI, img, o); err != nil {
-		return nil, err
+	if r.Snapshot, err = c.findSnapshot(ctx, img, o); err == nil && (r.Snapshot == "" || halfSent(o.Work, c.Region, img)) {
+		r.Snapshot, r.From, r.Sent, err = c.snapshot(ctx, s, img, o)
 	}
-	records := []Record{first}
-	for _, to := range o.Copy {
+	if err != nil {
+		return r, fmt.Errorf("snapshot in %s: %w", c.Region, err)
+	}
+	if r.AMI, r.Time, err = c.register(ctx, img, r.Snapshot, o); err != nil {
+		return r, fmt.Errorf("register %s in %s: %w", r.Name, c.Region, err)
+	}
+	return r, nil
+}
+
+// copies makes those in other regions, all at once: each takes EC2 minutes. One that
+// fails stops no other.
+func (c *Cloud) copies(ctx context.Context, first Record, img artifact.Image, o Options) ([]Record, error) {
+	made, errs := make([]Record, len(o.Copy)), make([]error, len(o.Copy))
+	var wg sync.WaitGroup
+	for i, to := range o.Copy {
 		if to.Region == c.Region {
 			continue
 		}
-		r, err := to.copyFrom(ctx, c.Region, first, img, o)
-		if err != nil {
-			return records, fmt.Errorf("copy %s to %s: %w", first.AMI, to.Region, err)
-		}
-		records = append(records, r)
+		wg.Go(func() {
+			var err error
+			if made[i], err = to.copyFrom(ctx, c.Region, first, img, o); err != nil {
+				errs[i] = fmt.Errorf("copy %s to %s: %w", first.AMI, to.Region, err)
+			}
+		})
 	}
-	return records, nil
+	wg.Wait()
+	records := []Record{first}
+	for i, r := range made {
+		if errs[i] == nil && r.AMI != "" {
+			records = append(records, r)
+		}
+	}
+	return records, errors.Join(errs...)
 }
 
 var notInName = regexp.MustCompile(`[^A-Za-z0-9()\[\]./'@_-]`)
@@ -159,6 +191,15 @@ func Name(img artifact.Image) string {
 	name := notInName.ReplaceAllString("rebake/"+img.Name+"/"+img.Version, "_")
 	return name[:min(len(name), 128-1-len(id))] + "/" + id
 }
+
+// BootModes are those that an AMI can have.
+var BootModes = []string{"legacy-bios", "uefi", "uefi-preferred"}
+
+var sharers = regexp.MustCompile(`^([0-9]{12}|arn:aws[a-z-]*:organizations::[0-9]{12}:(organization/o-[a-z0-9]+|ou/o-[a-z0-9]+/ou-[a-z0-9-]+))$`)
+
+// CanShare tells whether an AMI can be shared with who: an account, or the ARN of
+// an organisation or a unit of one.
+func CanShare(who string) bool { return sharers.MatchString(who) }
 
 // token is a client token that names one intent: the same for the same words.
 func token(words ...string) string {

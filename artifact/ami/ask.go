@@ -70,6 +70,8 @@ func (c *Cloud) asked(action string, err error) error {
 		return nil
 	case Denied(err):
 		return &DeniedError{action, c.Region, err}
+	case isCode(err, "AuthFailure"), isCode(err, "UnrecognizedClientException"), isCode(err, "InvalidClientTokenId"):
+		return fmt.Errorf("%s in %s: %w (is the region enabled for this account?)", action, c.Region, err)
 	}
 	return fmt.Errorf("%s in %s: %w", action, c.Region, err)
 }

@@ -129,3 +129,21 @@ func TestWhatBecameOfAnAMIIsKeptWithItsImage(t *testing.T) {
 		t.Errorf("a state that nobody understands: %v", err)
 	}
 }
+
+func TestWhoMayLaunchAnAMI(t *testing.T) {
+	const org, unit = "arn:aws:organizations::111122223333:organization/o-abc123", "arn:aws-cn:organizations::111122223333:ou/o-abc123/ou-a-b"
+	for who, want := range map[string]bool{"111122223333": true, org: true, unit: true, "all": false, "11112222333": false, "arn:aws:iam::111122223333:root": false, "arn:aws:organizations::111122223333:account/o-a/1": false} {
+		if CanShare(who) != want {
+			t.Errorf("%s: %v", who, !want)
+		}
+	}
+	if p := permission("111122223333"); *p.UserId != "111122223333" {
+		t.Errorf("%+v", p)
+	}
+	if p := permission(org); p.UserId != nil || p.OrganizationalUnitArn != nil || *p.OrganizationArn != org {
+		t.Errorf("%+v", p)
+	}
+	if p := permission(unit); p.UserId != nil || p.OrganizationArn != nil || *p.OrganizationalUnitArn != unit {
+		t.Errorf("%+v", p)
+	}
+}

@@ -89,7 +89,9 @@ func TestAnImageBecomesAnAMIAndTheNextSendsOnlyWhatChanged(t *testing.T) {
 	c, far, s := connect(t, "eu-central-1"), connect(t, "us-west-2"), openStore(t)
 	one := someDisk(1)
 	img := baked(t, s, "1.0.0", one)
-	o := Options{poll: time.Millisecond, Copy: []*Cloud{far}, Tags: map[string]string{"team": "web"}, Users: []string{"111122223333"}}
+	const key = "arn:aws:kms:us-west-2:111122223333:key/1"
+	o := Options{poll: time.Millisecond, Copy: []*Cloud{far}, Tags: map[string]string{"team": "web"}, Users: []string{"111122223333"},
+		BootMode: "uefi-preferred", CopyKMSKeys: map[string]string{"us-west-2": key}}
 	records, err := Publish(t.Context(), c, s, img, o)
 	if err != nil {
 		t.Fatal(err)
@@ -115,11 +117,21 @@ func TestAnImageBecomesAnAMIAndTheNextSendsOnlyWhatChanged(t *testing.T) {
 	// moto does not keep these, so the call itself is looked at.
 	for _, v := range calls("RegisterImage") {
 		for k, want := range map[string]string{"BlockDeviceMapping.1.Ebs.SnapshotId": first.Snapshot, "RootDeviceName": rootDevice, "BlockDeviceMapping.1.DeviceName": rootDevice,
-			"ImdsSupport": "v2.0", "BootMode": "legacy-bios", "Architecture": "x86_64", "EnaSupport": "true"} {
+			"ImdsSupport": "v2.0", "BootMode": "uefi-preferred", "Architecture": "x86_64", "EnaSupport": "true"} {
 			if v.Get(k) != want {
 				t.Errorf("RegisterImage: %s is %q, want %q", k, v.Get(k), want)
 			}
 		}
+	}
+	for _, v := range calls("CopyImage") {
+		for k, want := range map[string]string{"Encrypted": "true", "KmsKeyId": key, "SourceRegion": "eu-central-1", "TagSpecification.2.ResourceType": "snapshot"} {
+			if v.Get(k) != want {
+				t.Errorf("CopyImage: %s is %q, want %q", k, v.Get(k), want)
+			}
+		}
+	}
+	if records[1].KMSKey != key {
+		t.Errorf("the copy's record: %+v", records[1])
 	}
 	for _, r := range records {
 		if err := Keep(t.Context(), s, img, r); err != nil {

@@ -23,17 +23,20 @@ func isCode(err error, code string) bool {
 
 // image finds the image's AMI by its name, which no other image has.
 func (c *Cloud) image(ctx context.Context, img artifact.Image) (*types.Image, error) {
-	out, err := c.EC2.DescribeImages(ctx, &ec2.DescribeImagesInput{Owners: []string{"self"},
+	out, err := c.EC2.DescribeImages(ctx, &ec2.DescribeImagesInput{Owners: []string{"self"}, IncludeDeprecated: aws.Bool(true), IncludeDisabled: aws.Bool(true),
 		Filters: []types.Filter{{Name: aws.String("name"), Values: []string{Name(img)}}}})
 	if err != nil {
-		return nil, fmt.Errorf("look for the AMI in %s: %w", c.Region, err)
+		return nil, fmt.Errorf("look for the AMI: %w", c.asked("ec2:DescribeImages", err))
 	}
 	for _, i := range out.Images {
 		switch {
+		case i.State == types.ImageStateDeregistered:
 		case i.State == types.ImageStateFailed || i.State == types.ImageStateError || i.State == types.ImageStateInvalid:
 		case tagOf(i.Tags, TagDigest) != string(img.Digest) && len(i.Tags) > 0: // settle sets those that are not there yet
 			return nil, fmt.Errorf("%s in %s has the name %s and not the tag %s=%s: somebody else made or changed it; rename or deregister it",
 				aws.ToString(i.ImageId), c.Region, Name(img), TagDigest, img.Digest)
+		case i.State == types.ImageStateDisabled:
+			return nil, fmt.Errorf("%s in %s is disabled: `rebake ami restore %s:%s` enables it", aws.ToString(i.ImageId), c.Region, img.Name, img.Version)
 		default:
 			return &i, nil
 		}
@@ -89,6 +92,9 @@ func (c *Cloud) register(ctx context.Context, img artifact.Image, snapshot strin
 	if img.Firmware == "uefi" || img.Arch == "arm64" {
 		in.BootMode = types.BootModeValuesUefi
 	}
+	if o.BootMode != "" {
+		in.BootMode = types.BootModeValues(o.BootMode)
+	}
 	out, err := c.EC2.RegisterImage(ctx, in)
 	if isCode(err, "InvalidAMIName.Duplicate") {
 		found, ferr := c.image(ctx, img)
@@ -122,16 +128,21 @@ func tagList(tags map[string]string) []types.Tag {
 // settle waits until the AMI can be launched and gives it what the options say.
 // Each call sets, none adds: doing it again changes nothing.
 func (c *Cloud) settle(ctx context.Context, id string, img artifact.Image, o Options) error {
-	if err := c.available(ctx, id, o); err != nil {
+	i, err := c.available(ctx, id, o)
+	if err != nil {
 		return err
 	}
-	if _, err := c.EC2.CreateTags(ctx, &ec2.CreateTagsInput{Resources: []string{id}, Tags: tagList(o.tags(img))}); err != nil {
-		return fmt.Errorf("tag %s: %w", id, err)
+	ids := []string{id}
+	if s := rootSnapshot(i); s != "" {
+		ids = append(ids, s) // a copy's may have none yet
+	}
+	if _, err := c.EC2.CreateTags(ctx, &ec2.CreateTagsInput{Resources: ids, Tags: tagList(o.tags(img))}); err != nil {
+		return fmt.Errorf("tag %s: %w", strings.Join(ids, " and "), err)
 	}
 	if len(o.Users) > 0 {
 		var add []types.LaunchPermission
 		for _, u := range o.Users {
-			add = append(add, types.LaunchPermission{UserId: aws.String(u)})
+			add = append(add, permission(u))
 		}
 		if _, err := c.EC2.ModifyImageAttribute(ctx, &ec2.ModifyImageAttributeInput{ImageId: &id,
 			LaunchPermission: &types.LaunchPermissionModifications{Add: add}}); err != nil {
@@ -139,8 +150,12 @@ func (c *Cloud) settle(ctx context.Context, id string, img artifact.Image, o Opt
 		}
 	}
 	if o.Deprecate > 0 {
+		at := created(i).Add(o.Deprecate)
+		if soon := time.Now().Add(deprecateIn); at.Before(soon) { // EC2 takes no time that is past
+			at = soon
+		}
 		if _, err := c.EC2.EnableImageDeprecation(ctx, &ec2.EnableImageDeprecationInput{ImageId: &id,
-			DeprecateAt: aws.Time(time.Now().Add(o.Deprecate).UTC().Truncate(time.Minute))}); err != nil {
+			DeprecateAt: aws.Time(at.UTC().Truncate(time.Minute))}); err != nil {
 			return fmt.Errorf("deprecate %s: %w", id, err)
 		}
 	}
@@ -152,24 +167,36 @@ func (c *Cloud) settle(ctx context.Context, id string, img artifact.Image, o Opt
 	return nil
 }
 
-func (c *Cloud) available(ctx context.Context, id string, o Options) error {
+// permission is of an account, an organisation or a unit of one.
+func permission(who string) types.LaunchPermission {
+	switch {
+	case strings.HasPrefix(who, "arn:") && strings.Contains(who, ":organization/"):
+		return types.LaunchPermission{OrganizationArn: aws.String(who)}
+	case strings.HasPrefix(who, "arn:"):
+		return types.LaunchPermission{OrganizationalUnitArn: aws.String(who)}
+	}
+	return types.LaunchPermission{UserId: aws.String(who)}
+}
+
+// available waits until the AMI can be launched, and returns it.
+func (c *Cloud) available(ctx context.Context, id string, o Options) (*types.Image, error) {
 	waits := false
 	for {
 		out, err := c.EC2.DescribeImages(ctx, &ec2.DescribeImagesInput{ImageIds: []string{id}})
 		if err != nil && !isCode(err, "InvalidAMIID.NotFound") { // it may not be seen yet
-			return fmt.Errorf("wait for %s: %w", id, err)
+			return nil, fmt.Errorf("wait for %s: %w", id, err)
 		}
 		if err == nil && len(out.Images) == 1 {
-			switch i := out.Images[0]; i.State {
+			switch i := &out.Images[0]; i.State {
 			case types.ImageStateAvailable:
-				return nil
+				return i, nil
 			case types.ImageStatePending, types.ImageStateTransient:
 			default:
 				why := ""
 				if i.StateReason != nil {
 					why = ": " + aws.ToString(i.StateReason.Message)
 				}
-				return fmt.Errorf("%s in %s is %s%s; deregister it and publish again", id, c.Region, i.State, why)
+				return nil, fmt.Errorf("%s in %s is %s%s; deregister it and publish again", id, c.Region, i.State, why)
 			}
 		}
 		if !waits {
@@ -177,7 +204,7 @@ func (c *Cloud) available(ctx context.Context, id string, o Options) error {
 			waits = true
 		}
 		if err := pause(ctx, o.poll); err != nil {
-			return err
+			return nil, err
 		}
 	}
 }

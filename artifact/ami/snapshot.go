@@ -44,14 +44,20 @@ func (c *Cloud) snapshot(ctx context.Context, s artifact.Opener, img artifact.Im
 		return "", "", 0, err
 	}
 	defer func() { err = errors.Join(err, src.disk.Close()) }()
-	intent := token("snapshot", c.Region, string(img.Content), src.parent.Snapshot, o.KMSKey)
+	intent := token("snapshot", c.Region, string(img.Content), src.parent.Snapshot, o.KMSKey, fmt.Sprint(o.tags(img))) // as StartSnapshot is asked: EBS refuses a token with other words
 	done, err := openProgress(o.Work, c.Region, img, intent)
 	if err != nil {
 		return "", "", 0, err
 	}
 	over := false
 	defer func() { err = errors.Join(err, done.close(over)) }() // else it is for the next try
-	if id, err = c.start(ctx, img, src, intent, done, o); err != nil {
+	id, err = c.start(ctx, img, src, intent, done, o)
+	if src.parent.Snapshot != "" && (isCode(err, "ResourceNotFoundException") || isCode(err, "ValidationException")) {
+		o.Info(fmt.Sprintf("EBS does not build on %s: %v", src.parent.Snapshot, err)) // it was deleted this moment, say
+		o.Parents = slices.DeleteFunc(slices.Clone(o.Parents), func(r Record) bool { return r.Snapshot == src.parent.Snapshot })
+		return c.snapshot(ctx, s, img, o)
+	}
+	if err != nil {
 		return "", "", 0, err
 	}
 	sum, sent, err := c.send(ctx, id, src, done, o)
@@ -210,12 +216,39 @@ func (c *Cloud) start(ctx context.Context, img artifact.Image, src *source, inte
 		in.Tags = append(in.Tags, ebstypes.Tag{Key: aws.String(k), Value: aws.String(v)})
 	}
 	slices.SortFunc(in.Tags, func(a, b ebstypes.Tag) int { return strings.Compare(*a.Key, *b.Key) })
-	out, err := c.EBS.StartSnapshot(ctx, in)
-	if err != nil {
-		return "", fmt.Errorf("start a snapshot: %w", err)
+	for range maxDead {
+		out, err := c.EBS.StartSnapshot(ctx, in)
+		if err != nil {
+			return "", fmt.Errorf("start a snapshot: %w", err)
+		}
+		id := aws.ToString(out.SnapshotId)
+		alive, err := c.alive(ctx, out)
+		if err != nil {
+			return "", err
+		}
+		if alive {
+			return id, done.begin(id)
+		}
+		in.ClientToken = aws.String(token(*in.ClientToken, id)) // it stands for one that another machine left and EBS dropped
 	}
-	id := aws.ToString(out.SnapshotId)
-	return id, done.begin(id)
+	return "", fmt.Errorf("EBS answers with snapshots that it dropped (%d tries): wait a day, or give the image another --label", maxDead)
+}
+
+// maxDead bounds how many uploads that were begun elsewhere and dropped are passed over.
+const maxDead = 16
+
+// alive tells whether a started snapshot takes blocks: the answer to a token may be
+// an old one.
+func (c *Cloud) alive(ctx context.Context, s *ebs.StartSnapshotOutput) (bool, error) {
+	const young = 2 * time.Minute // it may not be seen yet, and is pending
+	switch {
+	case s.Status == ebstypes.StatusError:
+		return false, nil
+	case s.StartTime == nil || time.Since(*s.StartTime) < young:
+		return true, nil
+	}
+	state, err := c.snapshotState(ctx, aws.ToString(s.SnapshotId))
+	return state == types.SnapshotStatePending || state == types.SnapshotStateCompleted, err
 }
 
 // snapshotState is "" if there is no such snapshot.

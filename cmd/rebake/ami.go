@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,11 +23,12 @@ func amiCommand() *cli.Command {
 					"rebake ami publish web:1.4.0 --region eu-central-1 --copy-to us-west-2"),
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: "region", Usage: "`REGION` of the AMI; as AWS_REGION or the profile says by default"},
-					&cli.StringSliceFlag{Name: "copy-to", Usage: "copy it to this `REGION` too; may be given several times"},
-					&cli.StringSliceFlag{Name: "share", Usage: "let this `ACCOUNT` launch it; may be given several times"},
+					&cli.StringSliceFlag{Name: "copy-to", Usage: "copy it to this `REGION[=KEY]` too, encrypted with that key there; may be given several times"},
+					&cli.StringSliceFlag{Name: "share", Usage: "let this `ACCOUNT` launch it, or an organisation or unit of one by its ARN; may be given several times"},
 					&cli.StringSliceFlag{Name: "label", Usage: "one more tag, `KEY=VALUE`, of snapshot and AMI; may be given several times"},
 					&cli.StringFlag{Name: "kms-key", Usage: "`ARN` of the key that encrypts the snapshot"},
 					&cli.StringFlag{Name: "volume-type", Value: "gp3", Usage: "`TYPE` of the root volume"},
+					&cli.StringFlag{Name: "boot-mode", Usage: "`MODE` of the AMI: " + strings.Join(ami.BootModes, ", ") + "; as the image's firmware by default"},
 					&cli.DurationFlag{Name: "deprecate-after", Usage: "no longer show it to others after this `TIME`, as in 2160h"},
 					&cli.BoolFlag{Name: "protect", Usage: "refuse deregistration until the protection is taken away"},
 					&cli.IntFlag{Name: "parallel", Value: 16, Usage: "send at most `N` blocks at once"},
@@ -40,7 +42,16 @@ func amiPublish(s *session) error {
 		return err
 	}
 	o := ami.Options{Work: s.State.Uploads(), Parallel: s.c.Int("parallel"), KMSKey: s.c.String("kms-key"),
-		VolumeType: s.c.String("volume-type"), Users: s.c.StringSlice("share"), Deprecate: s.c.Duration("deprecate-after"), Protect: s.c.Bool("protect"), Tags: map[string]string{}}
+		VolumeType: s.c.String("volume-type"), Users: s.c.StringSlice("share"), Deprecate: s.c.Duration("deprecate-after"), Protect: s.c.Bool("protect"), Tags: map[string]string{},
+		BootMode: s.c.String("boot-mode"), CopyKMSKeys: map[string]string{}}
+	if o.BootMode != "" && !slices.Contains(ami.BootModes, o.BootMode) {
+		return usagef("one of "+strings.Join(ami.BootModes, ", "), "--boot-mode %q is none", o.BootMode)
+	}
+	for _, u := range o.Users {
+		if !ami.CanShare(u) {
+			return usagef("for example 111122223333, or arn:aws:organizations::111122223333:organization/o-abc", "--share %q is no account, and no ARN of an organisation or a unit of one", u)
+		}
+	}
 	if o.Parallel < 1 {
 		return usagef("for example --parallel 16", "--parallel %d is below one", o.Parallel)
 	}
@@ -64,9 +75,13 @@ func amiPublish(s *session) error {
 		return err
 	}
 	for _, r := range s.c.StringSlice("copy-to") {
-		to, err := ami.Connect(s.ctx, r)
+		region, key, _ := strings.Cut(r, "=")
+		to, err := ami.Connect(s.ctx, region)
 		if err != nil {
 			return err
+		}
+		if key != "" {
+			o.CopyKMSKeys[to.Region] = key
 		}
 		o.Copy = append(o.Copy, to)
 	}
