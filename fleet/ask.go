@@ -14,7 +14,7 @@ import (
 const askEvery = 2 * time.Second
 
 // isAsked says that a gate is asked by the deployment, and not judged from counters.
-func (g Gate) isAsked() bool { return g.Command != nil || g.HTTP != nil || g.Test }
+func (g Gate) isAsked() bool { return g.Command != nil || g.HTTP != nil || g.Test || g.Alarm != nil }
 
 // asked is what the gates that are asked say at a step: Pass if there are none,
 // Inconclusive for one that was not asked yet.

@@ -283,6 +283,11 @@ func name(r Release) string { return r.Spec.Image.Name + ":" + r.Spec.Image.Vers
 
 // start writes the plan of a new deployment and carries it out.
 func (s *session) start(ctx context.Context, req Request, rollback bool) (Result, error) {
+	if p, ok := s.Pool.(Preparer); ok {
+		if err := p.Prepare(ctx, req.Spec); err != nil {
+			return Result{}, err
+		}
+	}
 	// The kept slot is needed. If the current image turns out bad just now, its
 	// deployment goes back to the old one, which this one then starts from.
 	if err := s.tend(ctx, true); errors.Is(err, ErrRolledBack) {

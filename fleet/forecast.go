@@ -18,12 +18,13 @@ type Forecast struct {
 	Phases       []Phase       `json:"phases"`
 	MachinesNow  int           `json:"machines_now"`
 	MachinesPeak int           `json:"machines_peak"`
-	MemoryPeak   int64         `json:"memory_peak"` // bytes more than now
-	Least        int           `json:"least"`       // fewest that can serve at any time
-	WorstCase    time.Duration `json:"worst_case"`  // until the command returns that does not wait for the old slot's rest
-	WorstBack    time.Duration `json:"worst_back"`  // from a failure at the worst point until the old image serves alone
-	Unlimited    bool          `json:"unlimited"`   // a pause without an end, which WorstCase does not count
-	OnFailure    string        `json:"on_failure"`  // "pause": a person begins the way back, which WorstBack does not count
+	MemoryPeak   int64         `json:"memory_peak"`     // bytes more than now
+	Least        int           `json:"least"`           // fewest that can serve at any time
+	WorstCase    time.Duration `json:"worst_case"`      // until the command returns that does not wait for the old slot's rest
+	WorstBack    time.Duration `json:"worst_back"`      // from a failure at the worst point until the old image serves alone
+	Unlimited    bool          `json:"unlimited"`       // a pause without an end, which WorstCase does not count
+	Notes        []string      `json:"notes,omitempty"` // of pool and router, for a person; not of what is approved
+	OnFailure    string        `json:"on_failure"`      // "pause": a person begins the way back, which WorstBack does not count
 }
 
 // Phase is one state of a Forecast. Of two figures the second is the greater:

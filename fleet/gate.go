@@ -30,6 +30,7 @@ type Gate struct {
 	Canary    *CanaryGate    `json:"canary,omitempty"`
 	Command   *CommandGate   `json:"command,omitempty"`
 	HTTP      *HTTPGate      `json:"http,omitempty"`
+	Alarm     *AlarmGate     `json:"alarm,omitempty"`
 	Test      bool           `json:"test,omitempty"` // the template's test: block, in each new instance, before traffic alone
 }
 
@@ -87,6 +88,12 @@ type HTTPGate struct {
 	Version string `json:"version,omitempty"`
 }
 
+// AlarmGate asks CloudWatch: an alarm in ALARM fails, one with too little data is inconclusive.
+type AlarmGate struct {
+	Names  []string `json:"names"`
+	Region string   `json:"region,omitempty"` // default the environment's
+}
+
 // Counters are what instances did, summed. Latency is the mean of the last Timed
 // answers, which may reach back before this sample; 0 of them: it is not known,
 // or too little of the router's own mean is new.
@@ -122,8 +129,8 @@ type Question struct {
 	Instances []Instance // the new ones, all running
 }
 
-// Ask answers a Question of a kind that Judge does not know: command, http or
-// test. The string is the Finding's Detail. An error is Verdict Error: it could
+// Ask answers a Question of a kind that Judge does not know: command, http, alarm
+// or test. The string is the Finding's Detail. An error is Verdict Error: it could
 // not be asked. A test on other steps than -1 passes.
 type Ask func(ctx context.Context, q Question) (Verdict, string, error)
 
@@ -134,7 +141,7 @@ func (g Gate) kinds() (set []string) {
 		set  bool
 	}{
 		{"error_rate", g.ErrorRate != nil}, {"latency", g.Latency != nil}, {"canary", g.Canary != nil},
-		{"command", g.Command != nil}, {"http", g.HTTP != nil}, {"test", g.Test},
+		{"command", g.Command != nil}, {"http", g.HTTP != nil}, {"alarm", g.Alarm != nil}, {"test", g.Test},
 	} {
 		if k.set {
 			set = append(set, k.name)
@@ -153,7 +160,7 @@ func (g Gate) complete(port int) (Gate, error) {
 	var err error
 	switch {
 	case len(kinds) != 1:
-		err = fmt.Errorf("give it one of error_rate, latency, canary, command, http and test; it has %s", orWord(strings.Join(kinds, " and "), "none"))
+		err = fmt.Errorf("give it one of error_rate, latency, canary, command, http, alarm and test; it has %s", orWord(strings.Join(kinds, " and "), "none"))
 	case g.ErrorRate != nil:
 		c := *g.ErrorRate
 		err, g.ErrorRate = c.complete(), &c
@@ -169,6 +176,9 @@ func (g Gate) complete(port int) (Gate, error) {
 	case g.HTTP != nil:
 		c := *g.HTTP
 		err, g.HTTP = c.complete(port), &c
+	}
+	if g.Alarm != nil && len(g.Alarm.Names) == 0 {
+		err = errors.New("names: of which alarms?")
 	}
 	if err != nil {
 		err = fmt.Errorf("deploy.gates[%s]: %w", g.Name, err)

@@ -341,7 +341,7 @@ func TestWorst(t *testing.T) {
 
 func TestGatesAreCompletedOrRefused(t *testing.T) {
 	for want, g := range map[string]Gate{
-		"deploy.gates[]: give it one of error_rate, latency, canary, command, http and test; it has none": {},
+		"deploy.gates[]: give it one of error_rate, latency, canary, command, http, alarm and test; it has none": {},
 		"deploy.gates[x]: give it one of": {Name: "x", Test: true, HTTP: &HTTPGate{}},
 		"it has http and test":            {Test: true, HTTP: &HTTPGate{}},
 		"deploy.gates[error_rate]: max: 1 is no share of errors from 0 to below 1":    {ErrorRate: &ErrorRateGate{Max: 1}},

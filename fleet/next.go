@@ -38,17 +38,18 @@ func Next(r Record, o Observation, p Policy, now time.Time) (Record, Action) {
 		switch {
 		case r.Turns > 1 && at.dead != "":
 			return r.fail(at, p, now, "%s died", at.dead)
-		case at.running == goal && at.total == goal && at.baseRunning == size:
+		case at.whole(goal) && at.baseRunning == size:
 			return r.enter(Warming, now, p.Within)
 		case late:
 			return r.fail(at, p, now, "only %d of %d instances were running within %s%s", at.running+at.baseRunning, goal+size, p.Launch, because(r.LastErr))
-		case at.running == goal && at.total == goal:
+		case at.whole(goal):
 			return r, Action{Op: Launch, Group: base, Size: size}
 		}
 		return r, Action{Op: Launch, Group: fresh, Size: goal}
 
 	case Warming:
 		_, size := r.base()
+		well := at.healthy >= goal && at.healthy == at.total
 		switch {
 		case at.dead != "":
 			return r.fail(at, p, now, "%s stopped before it was healthy", at.dead)
@@ -61,15 +62,15 @@ func Next(r Record, o Observation, p Policy, now time.Time) (Record, Action) {
 		case size > 0 && !at.attached(fresh.Slot.Other(), at.base, false):
 			base, _ := r.base()
 			return r, Action{Op: Attach, Slot: base.Slot, Members: at.members(base, p.Port)}
-		case at.healthy == goal && at.ready == at.healthy && at.baseLet == size:
+		case well && at.ready == at.healthy && at.baseLet == size:
 			return r.enter(Verifying, now, p.Verify)
-		case late && at.healthy == goal:
+		case late && well:
 			return r.fail(at, p, now, "the baseline instances of the old image did not become healthy within %s", p.Within)
 		case late:
 			return r.fail(at, p, now, "%s did not become healthy within %s: router sees %s", at.sickName, p.Within, at.sickCheck)
-		case at.healthy == goal && at.ready < goal:
+		case well && at.ready < at.healthy:
 			return r, Action{Op: Ready, Slot: fresh.Slot}
-		case at.healthy == goal && at.baseHealthy == size:
+		case well && at.baseHealthy == size:
 			return r, Action{Op: Ready, Slot: fresh.Slot.Other()}
 		case at.wrongName == "":
 			r.Wrong = time.Time{}

@@ -185,7 +185,11 @@ func (s *session) act(ctx context.Context, r Record, o Observation, a Action) (R
 }
 
 func (s *session) do(ctx context.Context, r *Record, o Observation, a Action) error {
-	if left := r.Deadline.Sub(s.now()); left > 0 { // a call may not outlast its state by much
+	left := r.Deadline.Sub(s.now())
+	if a.Op == Retire || a.Op == End { // a cloud's machines take their time to end
+		left = max(left, r.Policy.Launch)
+	}
+	if left > 0 { // a call may not outlast its state by much
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, left+5*time.Second)
 		defer cancel()

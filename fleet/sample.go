@@ -115,6 +115,25 @@ func recent(was mark, is MemberStatus) float64 {
 	return (float64(is.Latency) - keep*float64(was.Mean)) / (1 - keep)
 }
 
+// Mean is the mean time to answer as a router tells it: over the last lookback
+// answers, moved by n more of a mean of their own. had is how many answers were
+// before. It is for routers that know sums and means of stretches of time alone;
+// what they tell by it is read as HAProxy's is.
+func Mean(mean time.Duration, had int64, of time.Duration, n int64) time.Duration {
+	if n <= 0 {
+		return mean
+	}
+	all := had + n
+	keep := 0.0
+	if had > 0 {
+		keep = math.Pow(1-1.0/lookback, float64(max(0, all-max(had, lookback))))
+		if had < lookback {
+			keep *= float64(had) / float64(min(all, lookback))
+		}
+	}
+	return time.Duration(keep*float64(mean) + (1-keep)*float64(of))
+}
+
 // keepSamples adds one, within bounds. The slice is made anew: records are values.
 func keepSamples(have []Sample, s Sample) []Sample {
 	out := make([]Sample, 0, len(have)+1)

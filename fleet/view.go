@@ -103,6 +103,10 @@ func look(r Record, o Observation) view {
 	return v
 }
 
+// whole: all that is there runs, and it is enough. A group that scales by itself
+// may have more.
+func (v view) whole(goal int) bool { return v.total >= goal && v.running == v.total }
+
 // blame keeps the first name in order, so that the same trouble has the same words.
 func (v *view) blame(id, check string) {
 	if v.sickName == "" || id < v.sickName {
@@ -119,7 +123,7 @@ func (v view) trouble(r *Record, p Policy, now time.Time) string {
 		return v.dead + " died"
 	case v.running < r.target():
 		return fmt.Sprintf("only %d of %d new instances are there", v.running, r.target())
-	case v.ready == r.target():
+	case v.ready >= r.target():
 		if !r.Sick.IsZero() {
 			r.Sick, r.Flaps = time.Time{}, r.Flaps+1
 		}

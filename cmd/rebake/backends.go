@@ -12,6 +12,8 @@ import (
 	"github.com/rebake/rebake/builder"
 	"github.com/rebake/rebake/builder/qemu"
 	"github.com/rebake/rebake/fleet"
+	"github.com/rebake/rebake/fleet/alb"
+	"github.com/rebake/rebake/fleet/asg"
 	"github.com/rebake/rebake/fleet/haproxy"
 	poolqemu "github.com/rebake/rebake/fleet/qemu"
 	"github.com/rebake/rebake/internal/cache"
@@ -34,11 +36,11 @@ func backends() pipeline.Backends {
 			Builders:     map[string]func() any{"qemu": func() any { return new(qemu.Config) }},
 			Provisioners: map[string]func() any{"shell": func() any { return new(shell.Config) }, "file": func() any { return new(file.Config) }, "breakpoint": func() any { return new(breakpoint.Config) }},
 			Checks:       check.Kinds(),
-			Pools:        map[string]func() any{"qemu": func() any { return new(poolqemu.Config) }},
-			Routers:      map[string]func() any{"haproxy": func() any { return new(haproxy.Config) }},
+			Pools:        map[string]func() any{"qemu": func() any { return new(poolqemu.Config) }, "asg": func() any { return new(asg.Config) }},
+			Routers:      map[string]func() any{"haproxy": func() any { return new(haproxy.Config) }, "alb": func() any { return new(alb.Config) }},
 		},
 		Builder: newBuilder, Provisioner: newProvisioner, Check: newCheck,
-		Pool: newPool, Router: newRouter, Destroy: destroyer, Sweep: sweep,
+		Pool: newPool, Router: newRouter, Alarms: alb.Alarms, Destroy: destroyer, Sweep: sweep,
 		Contents: func(env pipeline.Env) ([]artifact.Digest, error) { return qemu.Contents(env.State) },
 		Cached: func(env pipeline.Env, keep []artifact.Digest) ([]cache.Entry, error) {
 			hex := map[string]bool{}
@@ -119,6 +121,13 @@ func newCheck(s template.Step) (check.Check, error) {
 }
 
 func newPool(env pipeline.Env, name, kind string, config []byte) (fleet.Pool, error) {
+	if kind == "asg" {
+		var cfg asg.Config
+		if err := decodeJSON(config, &cfg); err != nil {
+			return nil, err
+		}
+		return asg.New(cfg, asg.Deps{Store: env.Store, Work: env.State.Uploads()}, name)
+	}
 	if kind != "qemu" {
 		return nil, fmt.Errorf("fleet %s: unknown pool %q", name, kind)
 	}
@@ -130,6 +139,13 @@ func newPool(env pipeline.Env, name, kind string, config []byte) (fleet.Pool, er
 }
 
 func newRouter(env pipeline.Env, name, kind string, config []byte, health fleet.HealthCheck) (fleet.Router, error) {
+	if kind == "alb" {
+		var cfg alb.Config
+		if err := decodeJSON(config, &cfg); err != nil {
+			return nil, err
+		}
+		return alb.New(cfg, name, health, alb.Options{})
+	}
 	if kind != "haproxy" {
 		return nil, fmt.Errorf("fleet %s: unknown router %q", name, kind)
 	}

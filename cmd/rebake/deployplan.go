@@ -16,7 +16,11 @@ func renderForecast(f fleet.Forecast, id, tpl string) string {
 		rows = append(rows, []string{string(ph.State), span(ph.Instances), span(ph.Serving), fmt.Sprintf("%g %%", float64(ph.Permille)/10),
 			orWord(ph.Hold, ""), orWord(ph.Deadline, "no limit"), joined(ph.Title, ph.Note)})
 	}
-	return ui.Table(rows) + f.Strategy + ": " + times(f) + "; " + needs(f) +
+	notes := ""
+	for _, n := range f.Notes {
+		notes += "\nnote: " + n
+	}
+	return ui.Table(rows) + f.Strategy + ": " + times(f) + "; " + needs(f) + notes +
 		fmt.Sprintf("\nplan %s: `rebake deploy %s --approve %s`, with the same options, runs exactly this\n", id, tpl, id)
 }
 

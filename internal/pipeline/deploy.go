@@ -32,7 +32,7 @@ type DeployOptions struct {
 // Deploy brings the template's fleet to an image: blue/green, by the template's
 // steps and gates. ErrRolledBack comes with a Result that says why.
 func Deploy(ctx context.Context, env Env, tpl *template.Template, img artifact.Image, o DeployOptions) (fleet.Result, error) {
-	d, req, err := fleetFor(ctx, env, tpl, img)
+	d, req, err := fleetFor(ctx, env, tpl, img, o.Force)
 	if err != nil {
 		return fleet.Result{}, err
 	}
@@ -45,7 +45,7 @@ func Deploy(ctx context.Context, env Env, tpl *template.Template, img artifact.I
 // PlanDeploy says what Deploy would do now, and the id to approve it by. It
 // changes nothing.
 func PlanDeploy(ctx context.Context, env Env, tpl *template.Template, img artifact.Image, o DeployOptions) (fleet.Forecast, string, error) {
-	d, req, err := fleetFor(ctx, env, tpl, img)
+	d, req, err := fleetFor(ctx, env, tpl, img, o.Force)
 	if err != nil {
 		return fleet.Forecast{}, "", err
 	}
@@ -59,11 +59,13 @@ func PlanDeploy(ctx context.Context, env Env, tpl *template.Template, img artifa
 	if m, ok := d.Pool.(interface{ InstanceMemory() int64 }); ok {
 		memory = m.InstanceMemory()
 	}
-	return d.Plan(req, memory)
+	f, id, err := d.Plan(req, memory)
+	f.Notes = d.Notes()
+	return f, id, err
 }
 
 // fleetFor is the template's fleet, and the wish that it runs the image.
-func fleetFor(ctx context.Context, env Env, tpl *template.Template, img artifact.Image) (*fleet.Deployer, fleet.Request, error) {
+func fleetFor(ctx context.Context, env Env, tpl *template.Template, img artifact.Image, force bool) (*fleet.Deployer, fleet.Request, error) {
 	if tpl.Fleet == nil {
 		return nil, fleet.Request{}, fmt.Errorf("%s has no fleet: block, so there is nothing to deploy to (`rebake docs fleet`)", tpl.Path)
 	}
@@ -93,12 +95,18 @@ func fleetFor(ctx context.Context, env Env, tpl *template.Template, img artifact
 	if err != nil {
 		return nil, fleet.Request{}, err
 	}
-	d.Ask = askFor(cfg, d.Pool, func() ([]namedCheck, error) { return tests, nil })
+	d.Ask = withAlarms(env, askFor(cfg, d.Pool, func() ([]namedCheck, error) { return tests, nil }))
+	if _, ok := d.Pool.(Doors); !ok && len(cfg.Commands) > 0 {
+		return nil, fleet.Request{}, fmt.Errorf("%s: fleet.health.commands: the pool %s has no way to log in to an instance: take an http gate, or deploy.gates with a command", tpl.Path, cfg.PoolKind)
+	}
+	if d.Config.Policy, err = d.Fit(ctx, cfg.Policy, cfg.Size); err != nil {
+		return nil, fleet.Request{}, fmt.Errorf("%s: fleet: %w", tpl.Path, err)
+	}
+	cfg = d.Config
 	img.Tags = nil // they move: the spec is what does not
-	return d, fleet.Request{
-		Spec:   fleet.Spec{Image: img, Size: cfg.Size, Ports: gatePorts(cfg.Policy), UserData: tpl.Fleet.UserData},
-		Policy: cfg.Policy,
-	}, nil
+	spec := fleet.Spec{Image: img, Size: cfg.Size, Ports: gatePorts(cfg.Policy), UserData: tpl.Fleet.UserData}
+	spec.Size, err = d.Grown(ctx, spec, cfg.Policy, force)
+	return d, fleet.Request{Spec: spec, Policy: cfg.Policy}, err
 }
 
 // outcome makes the fleet's sentinel the pipeline's.
@@ -186,6 +194,8 @@ func gateOf(g template.Gate) fleet.Gate {
 		out.Canary = &fleet.CanaryGate{Metric: c.Metric, Significance: c.Significance, Tolerance: c.Tolerance, Samples: c.Samples, Baseline: c.Baseline}
 	case g.Command != nil:
 		out.Command = &fleet.CommandGate{Args: g.Command.Run, Timeout: g.Command.Timeout}
+	case g.Alarm != nil:
+		out.Alarm = &fleet.AlarmGate{Names: g.Alarm.Names, Region: g.Alarm.Region}
 	case g.HTTP != nil:
 		h := g.HTTP
 		out.HTTP = &fleet.HTTPGate{Port: h.Port, Path: h.Path, Status: h.Status, Body: h.Body, Timeout: h.Timeout, Version: h.Version}
@@ -230,7 +240,8 @@ func deployer(env Env, cfg fleet.Config) (*fleet.Deployer, error) {
 		return nil, err
 	}
 	d := &fleet.Deployer{Dir: env.State.Fleet(cfg.Name), Config: cfg, Pool: pool, Router: router}
-	d.Ask = askFor(cfg, pool, func() ([]namedCheck, error) { return keptTests(env, cfg.Tests) })
+	d.Join()
+	d.Ask = withAlarms(env, askFor(cfg, pool, func() ([]namedCheck, error) { return keptTests(env, cfg.Tests) }))
 	d.Hold = env.hold
 	if d.Admit, err = admission(env, cfg, pool); err != nil {
 		return nil, err

@@ -55,6 +55,16 @@ func askFor(cfg fleet.Config, pool fleet.Pool, tests func() ([]namedCheck, error
 	}
 }
 
+// withAlarms asks the cloud for the gates of alarms, and the other ask for the rest.
+func withAlarms(env Env, ask fleet.Ask) fleet.Ask {
+	return func(ctx context.Context, q fleet.Question) (fleet.Verdict, string, error) {
+		if a := q.Gate.Alarm; a != nil && env.Backends.Alarms != nil {
+			return env.Backends.Alarms(ctx, a.Region, a.Names)
+		}
+		return ask(ctx, q)
+	}
+}
+
 // gatePorts are the guest ports that the gates ask, besides the traffic port:
 // instances must be started with them.
 func gatePorts(p fleet.Policy) []int {

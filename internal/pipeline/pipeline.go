@@ -72,6 +72,8 @@ type Backends struct {
 	Check       func(template.Step) (check.Check, error)
 	Pool        func(env Env, fleetName, kind string, config []byte) (fleet.Pool, error)
 	Router      func(env Env, fleetName, kind string, config []byte, health fleet.HealthCheck) (fleet.Router, error)
+	// Alarms asks a cloud for the state of its alarms, for the gate alarm; nil: there is none.
+	Alarms func(ctx context.Context, region string, names []string) (fleet.Verdict, string, error)
 	// Store opens the store of an address; "" is the local one.
 	Store func(env Env, address string) (artifact.Store, error)
 	// Destroy removes a machine by the kind of its builder and its id.

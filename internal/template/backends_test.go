@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	buildqemu "github.com/rebake/rebake/builder/qemu"
+	"github.com/rebake/rebake/fleet/alb"
+	"github.com/rebake/rebake/fleet/asg"
 	"github.com/rebake/rebake/fleet/haproxy"
 	poolqemu "github.com/rebake/rebake/fleet/qemu"
 	"github.com/rebake/rebake/internal/check"
@@ -23,8 +25,8 @@ func realKinds() template.Kinds {
 		Builders:     map[string]func() any{"qemu": func() any { return new(buildqemu.Config) }},
 		Provisioners: map[string]func() any{"shell": func() any { return new(shell.Config) }, "file": func() any { return new(file.Config) }, "breakpoint": func() any { return new(breakpoint.Config) }},
 		Checks:       check.Kinds(),
-		Pools:        map[string]func() any{"qemu": func() any { return new(poolqemu.Config) }},
-		Routers:      map[string]func() any{"haproxy": func() any { return new(haproxy.Config) }},
+		Pools:        map[string]func() any{"qemu": func() any { return new(poolqemu.Config) }, "asg": func() any { return new(asg.Config) }},
+		Routers:      map[string]func() any{"haproxy": func() any { return new(haproxy.Config) }, "alb": func() any { return new(alb.Config) }},
 	}
 }
 

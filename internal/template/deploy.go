@@ -42,6 +42,7 @@ type gateBlock struct {
 	Canary    *canaryGate    `yaml:"canary" jsonschema_description:"the new instances compared with the old ones, by a Mann-Whitney test"`
 	Command   *commandGate   `yaml:"command" jsonschema_description:"a program on this machine: status 0 passes, 75 is inconclusive, others fail"`
 	HTTP      *httpGate      `yaml:"http" jsonschema_description:"a request to each new instance itself"`
+	Alarm     *alarmGate     `yaml:"alarm" jsonschema_description:"alarms of CloudWatch, none of which may be in ALARM"`
 	Test      bool           `yaml:"test" jsonschema_description:"true: the template's test block, in each new instance, before traffic"`
 }
 
@@ -75,6 +76,11 @@ type httpGate struct {
 	Body    string        `yaml:"body" jsonschema_description:"text that the answer must hold"`
 	Version string        `yaml:"version" jsonschema_description:"a response header, or the word body, that must tell the image's version"`
 	Timeout time.Duration `yaml:"timeout" jsonschema_description:"longest time (5s)"`
+}
+
+type alarmGate struct {
+	Names  []string `yaml:"names" rebake:"required,shorthand" jsonschema_description:"names of the alarms"`
+	Region string   `yaml:"region" jsonschema_description:"AWS region (that of the environment)"`
 }
 
 type hookBlock struct {
@@ -143,6 +149,10 @@ type Gate struct {
 		Port, Status        int
 		Path, Body, Version string
 		Timeout             time.Duration
+	}
+	Alarm *struct {
+		Names  []string
+		Region string
 	}
 	Test bool
 }
@@ -357,9 +367,15 @@ func (b gateBlock) gate(path string, tests bool, d Deploy, at Block) (Gate, erro
 			Timeout             time.Duration
 		}{h.Port, h.Status, h.Path, h.Body, h.Version, h.Timeout}
 	}
+	if add("alarm", b.Alarm != nil) {
+		g.Alarm = &struct {
+			Names  []string
+			Region string
+		}{b.Alarm.Names, b.Alarm.Region}
+	}
 	add("test", b.Test)
 	if len(kinds) != 1 {
-		return g, at.Errorf(path, "a gate is one of error_rate, latency, canary, command, http and test: true; this one has %d of them", len(kinds))
+		return g, at.Errorf(path, "a gate is one of error_rate, latency, canary, command, http, alarm and test: true; this one has %d of them", len(kinds))
 	}
 	if g.Test && !tests {
 		return g, at.Errorf(path+".test", "test: true runs the template's test block, and there is none")

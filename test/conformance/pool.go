@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"context"
+	"maps"
 	"testing"
 	"time"
 
@@ -19,6 +20,10 @@ type PoolWorld struct {
 	Again func(t *testing.T) fleet.Pool
 	// Leftovers lists what is there that belongs to groups (files, processes), in words.
 	Leftovers func(t *testing.T) []string
+	// Replaces says that whoever keeps the groups starts another instance in the
+	// place of a dead one, and that a fresh one has an id of its own: a dead one is
+	// not listed for long, and no launch is needed for the next.
+	Replaces bool
 	// Patience is how long a machine may take to end; default 10 s.
 	Patience time.Duration
 }
@@ -153,6 +158,10 @@ func (s *poolSuite) dead() {
 		break
 	}
 	s.Kill(s.t, victim)
+	if s.Replaces {
+		s.replaced(first, victim)
+		return
+	}
 	end := time.Now().Add(s.Patience)
 	for len(s.running(fleet.Blue)) != s.Spec.Size-1 {
 		if time.Now().After(end) {
@@ -169,6 +178,26 @@ func (s *poolSuite) dead() {
 	}
 	delete(first, victim.ID)
 	delete(again, victim.ID)
+	s.unchanged(first, again)
+}
+
+// replaced waits for another instance beside the ones that stay, which a launch
+// leaves as it is.
+func (s *poolSuite) replaced(first map[string]fleet.Instance, victim fleet.Instance) {
+	end := time.Now().Add(s.Patience)
+	for now := s.running(fleet.Blue); now[victim.ID].Running || len(now) != s.Spec.Size; now = s.running(fleet.Blue) {
+		if time.Now().After(end) {
+			s.t.Fatalf("the dead instance is not replaced: %+v", now)
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+	again := s.launch(fleet.Blue, s.Spec.Size)
+	delete(first, victim.ID)
+	for name := range again {
+		if _, old := first[name]; !old && len(again) > len(first) {
+			delete(again, name)
+		}
+	}
 	s.unchanged(first, again)
 }
 
@@ -201,6 +230,14 @@ func (s *poolSuite) end() {
 	delete(first, victim.ID)
 	s.unchanged(first, left)
 	again := s.launch(fleet.Blue, s.Spec.Size)
+	if s.Replaces { // under another name
+		for name, i := range maps.Clone(again) {
+			if _, old := first[name]; !old {
+				delete(again, name)
+				again[victim.ID] = i
+			}
+		}
+	}
 	if _, ok := again[victim.ID]; !ok || len(again) != s.Spec.Size || again[victim.ID].Started.Before(victim.Started) {
 		s.t.Errorf("after launch: %+v", again)
 	}

@@ -1,0 +1,187 @@
+package alb
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
+	elb "github.com/aws/aws-sdk-go-v2/service/elasticloadbalancingv2"
+	"github.com/aws/aws-sdk-go-v2/service/elasticloadbalancingv2/types"
+
+	"github.com/rebake/rebake/fleet"
+)
+
+// Status implements fleet.Router: one call for the rule, one for each target group,
+// one now and then for the metrics, and one for instances whose address is not known.
+func (r *Router) Status(ctx context.Context) (st fleet.RouterStatus, err error) {
+	st = fleet.RouterStatus{Listen: r.cfg.balancer(), Weights: map[fleet.Slot]int{fleet.Blue: 0, fleet.Green: 0}, Members: map[fleet.Slot][]fleet.MemberStatus{}}
+	err = r.locked(ctx, func() error {
+		rule, err := r.live(ctx)
+		if err != nil || rule == nil {
+			return err
+		}
+		all := map[fleet.Slot][]types.TargetHealthDescription{}
+		for _, s := range slots {
+			if all[s], err = r.health(ctx, s); err != nil {
+				return err
+			}
+			all[s] = slices.DeleteFunc(all[s], func(t types.TargetHealthDescription) bool { return draining(t) && r.let[id(t)] })
+		}
+		if err := r.addresses(ctx, all); err != nil {
+			return err
+		}
+		st.Up, st.Weights = true, r.split(rule)
+		r.seen = st.Weights
+		for _, s := range slots {
+			for _, t := range all[s] {
+				st.Members[s] = append(st.Members[s], r.member(t))
+			}
+			slices.SortFunc(st.Members[s], func(a, b fleet.MemberStatus) int { return strings.Compare(a.ID, b.ID) })
+		}
+		r.count(ctx, st.Members)
+		return nil
+	})
+	return st, err
+}
+
+func (r *Router) member(t types.TargetHealthDescription) fleet.MemberStatus {
+	m := fleet.MemberStatus{Member: fleet.Member{ID: id(t)}, Admin: "ready", Check: words(t), Healthy: healthy(t)}
+	if host, ok := r.addrs.Load(m.ID); ok {
+		m.Addr = net.JoinHostPort(host.(string), strconv.Itoa(int(aws.ToInt32(t.Target.Port))))
+	}
+	if draining(t) {
+		m.Admin, m.InFlight = "drain", 1 // how many nobody tells: there may be some
+	}
+	return m
+}
+
+func id(t types.TargetHealthDescription) string {
+	if t.Target == nil {
+		return ""
+	}
+	return aws.ToString(t.Target.Id)
+}
+
+func draining(t types.TargetHealthDescription) bool {
+	return t.TargetHealth != nil && (t.TargetHealth.State == types.TargetHealthStateEnumDraining || t.TargetHealth.State == types.TargetHealthStateEnumUnhealthyDraining)
+}
+
+func healthy(t types.TargetHealthDescription) bool {
+	return t.TargetHealth != nil && t.TargetHealth.State == types.TargetHealthStateEnumHealthy
+}
+
+var codesRE = regexp.MustCompile(`\[([0-9]{3})`)
+
+// words tell a target's health as the rest of rebake does: L7OK, L7STS/503 where
+// it answers and not as it should, else what ELB's reason means.
+func words(t types.TargetHealthDescription) string {
+	h := t.TargetHealth
+	if h == nil {
+		return "no check yet"
+	}
+	if h.State == types.TargetHealthStateEnumHealthy {
+		return "L7OK"
+	}
+	said := ""
+	if d := aws.ToString(h.Description); d != "" {
+		said = ": " + d
+	}
+	switch h.Reason {
+	case types.TargetHealthReasonEnumResponseCodeMismatch:
+		if m := codesRE.FindStringSubmatch(said); m != nil {
+			return "L7STS/" + m[1]
+		}
+		return "L7STS" + said
+	case types.TargetHealthReasonEnumTimeout:
+		return "no answer in time" + said
+	case types.TargetHealthReasonEnumFailedHealthChecks:
+		return "no connection, or no HTTP in the answer" + said
+	case types.TargetHealthReasonEnumRegistrationInProgress:
+		return "being registered"
+	case types.TargetHealthReasonEnumInitialHealthChecking:
+		return "not checked often enough yet"
+	case types.TargetHealthReasonEnumNotInUse:
+		return "not checked: no rule forwards to its target group"
+	case types.TargetHealthReasonEnumNotRegistered:
+		return "not registered"
+	case types.TargetHealthReasonEnumInvalidState:
+		return "the instance is stopped or ended"
+	case types.TargetHealthReasonEnumIpUnusable:
+		return "its address cannot be a target" + said
+	case types.TargetHealthReasonEnumDeregistrationInProgress:
+		return "draining"
+	case types.TargetHealthReasonEnumHealthCheckDisabled:
+		return "not checked: health checks of its target group are off"
+	case types.TargetHealthReasonEnumInternalError:
+		return "the load balancer could not check" + said
+	}
+	return fmt.Sprintf("%s %s%s", h.State, h.Reason, said)
+}
+
+// health is what the load balancer says of a slot's targets.
+func (r *Router) health(ctx context.Context, s fleet.Slot) ([]types.TargetHealthDescription, error) {
+	groups, err := r.targets(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if groups[s].arn == "" {
+		return nil, fmt.Errorf("unknown slot %q", s)
+	}
+	out, err := r.elb.DescribeTargetHealth(ctx, &elb.DescribeTargetHealthInput{TargetGroupArn: aws.String(groups[s].arn)})
+	if err != nil {
+		return nil, fmt.Errorf("the health of slot %s: %w", s, err)
+	}
+	return out.TargetHealthDescriptions, nil
+}
+
+// addresses looks up those that are not known yet. An instance tells by its tag
+// which of its addresses the fleet speaks of.
+func (r *Router) addresses(ctx context.Context, all map[fleet.Slot][]types.TargetHealthDescription) error {
+	var ask []string
+	for _, s := range slots {
+		for _, t := range all[s] {
+			if _, known := r.addrs.Load(id(t)); !known && strings.HasPrefix(id(t), "i-") {
+				ask = append(ask, id(t))
+			}
+		}
+	}
+	for part := range slices.Chunk(ask, 200) { // the most values of a filter
+		pages := ec2.NewDescribeInstancesPaginator(r.ec2, &ec2.DescribeInstancesInput{Filters: []ec2types.Filter{{Name: aws.String("instance-id"), Values: part}}})
+		for pages.HasMorePages() {
+			out, err := pages.NextPage(ctx)
+			if err != nil {
+				return fmt.Errorf("the addresses of the targets: %w", err)
+			}
+			for _, rsv := range out.Reservations {
+				for _, i := range rsv.Instances {
+					if host := addressOf(i); host != "" {
+						r.addrs.Store(aws.ToString(i.InstanceId), host)
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func addressOf(i ec2types.Instance) string {
+	for _, t := range i.Tags {
+		if aws.ToString(t.Key) != "rebake:address" {
+			continue
+		}
+		switch aws.ToString(t.Value) {
+		case "public":
+			return aws.ToString(i.PublicIpAddress)
+		case "ipv6":
+			return aws.ToString(i.Ipv6Address)
+		}
+	}
+	return aws.ToString(i.PrivateIpAddress)
+}
