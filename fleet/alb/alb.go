@@ -213,6 +213,9 @@ func (r *Router) tags(ctx context.Context, arn string) (map[string]string, error
 // tag sets tags of the rule: key, value, key, value, …
 func (r *Router) tag(ctx context.Context, pairs ...string) error {
 	var tags []types.Tag
+	if r.cfg.Rule == "" { // it has it; a policy may allow no tags without
+		pairs = append(pairs, TagFleet, r.name)
+	}
 	for p := range slices.Chunk(pairs, 2) {
 		tags = append(tags, types.Tag{Key: aws.String(p[0]), Value: aws.String(p[1])})
 	}

@@ -114,7 +114,9 @@ func ruleIsMade(t *testing.T) {
 	}
 	m := machine(t, w, w.AMI(t, w.Image(t, "1")))
 	ok(t, r.Attach(ctx, fleet.Blue, []fleet.Member{m}))
-	await(t, r, "healthy", func(st fleet.RouterStatus) bool { return len(st.Members[fleet.Blue]) == 1 && st.Members[fleet.Blue][0].Healthy })
+	await(t, r, "healthy", func(st fleet.RouterStatus) bool {
+		return len(st.Members[fleet.Blue]) == 1 && st.Members[fleet.Blue][0].Healthy
+	})
 	ok(t, r.SetWeights(ctx, map[fleet.Slot]int{fleet.Blue: 1000}))
 	rule := theRule(t, w, "10")
 	if got := weights(t, w, rule); got["blue"] != 999 || got["green"] != 0 {
@@ -166,7 +168,9 @@ func ruleIsAdopted(t *testing.T) {
 	}
 	m := machine(t, w, w.AMI(t, w.Image(t, "2")))
 	ok(t, r.Attach(ctx, fleet.Green, []fleet.Member{m}))
-	await(t, r, "healthy", func(st fleet.RouterStatus) bool { return len(st.Members[fleet.Green]) == 1 && st.Members[fleet.Green][0].Healthy })
+	await(t, r, "healthy", func(st fleet.RouterStatus) bool {
+		return len(st.Members[fleet.Green]) == 1 && st.Members[fleet.Green][0].Healthy
+	})
 	ok(t, r.SetWeights(ctx, map[fleet.Slot]int{fleet.Green: 1000}))
 	if got := weights(t, w, rule); got["legacy"] != 0 || got["green"] != 999 {
 		t.Errorf("with traffic: %v", got)

@@ -228,7 +228,8 @@ func (p *Pool) Fence(ctx context.Context, epoch int64) error {
 		if e := epochOf(g); e > epoch {
 			return fmt.Errorf("%w: as epoch %d, and this is %d", fleet.ErrStale, e, epoch)
 		} else if e < epoch {
-			tags = append(tags, tag(g.name(), TagEpoch, strconv.FormatInt(epoch, 10), false))
+			// with the fleet's tag, by which a policy may allow it
+			tags = append(tags, tag(g.name(), TagEpoch, strconv.FormatInt(epoch, 10), false), tag(g.name(), TagFleet, p.name, true))
 		}
 	}
 	if len(tags) > 0 {

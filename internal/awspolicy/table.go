@@ -94,7 +94,7 @@ var table = map[Feature][]Grant{
 		{Sid: "TagTemplates", Also: []string{"ec2:CreateTags"}, Resources: []string{templates, instances, volumes, interfaces}, When: given(ofFleet)},
 		{Sid: "DeleteTemplates", Calls: []string{"ec2:DeleteLaunchTemplate"}, Resources: []string{templates}, When: has(ofFleet)},
 		{Sid: "LookAtFleets", Calls: []string{"ec2:GetConsoleOutput"}, Resources: []string{instances}, When: has(ofFleet)},
-		{Sid: "LaunchFleets", Calls: []string{"ec2:RunInstances"}, Resources: []string{"arn:PARTITION:ec2:*:*:*/*", images, snapshots},
+		{Sid: "LaunchFleets", Also: []string{"ec2:RunInstances"}, Resources: []string{"arn:PARTITION:ec2:*:*:*/*", images, snapshots},
 			When: Condition{"ArnLike": {"ec2:LaunchTemplate": {"arn:PARTITION:ec2:*:*:launch-template/*"}}}},
 		{Sid: "MakeFleets", Calls: []string{"autoscaling:CreateAutoScalingGroup", "autoscaling:CreateOrUpdateTags"}, Resources: []string{groups}, When: given(ofFleet)},
 		{Sid: "ChangeFleets", Calls: []string{"autoscaling:BatchPutScheduledUpdateGroupAction", "autoscaling:DeleteAutoScalingGroup", "autoscaling:LaunchInstances", "autoscaling:PutLifecycleHook",

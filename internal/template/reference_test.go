@@ -28,7 +28,7 @@ var described = map[string]string{
 	"document.fleet.deploy.hooks": "deploy/hooks", "document.fleet.deploy.freeze": "deploy/freeze",
 	"builder.qemu": "build/qemu", "builder.qemu.from": "build/from", "builder.qemu.ssh": "build/ssh",
 	"document.fleet.deploy.gates.alarm": "deploy/gates/alarm",
-	"pool.asg": "fleet/pool asg", "pool.asg.instance": "fleet/pool asg instance", "pool.asg.instance.volume": "fleet/pool asg volume",
+	"pool.asg":                          "fleet/pool asg", "pool.asg.instance": "fleet/pool asg instance", "pool.asg.instance.volume": "fleet/pool asg volume",
 	"pool.asg.capacity": "fleet/pool asg capacity", "pool.asg.health": "fleet/pool asg health",
 	"router.alb": "fleet/router alb", "router.alb.target_groups": "fleet/router alb target_groups", "router.alb.preview": "fleet/router alb preview",
 	"pool.qemu": "fleet/pool qemu", "router.haproxy": "fleet/router haproxy",

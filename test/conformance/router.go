@@ -24,8 +24,17 @@ type RouterWorld struct {
 	// Send puts a request through and says the address of the backend that got
 	// it. With hold it stays in flight until end, which says whether it ended well.
 	Send func(hold bool) (addr string, end func() error, err error)
-	// Kill ends the router as a crash would.
-	Kill func(t *testing.T)
+	// Kill ends the router as a crash would; nil: it is no process that could be
+	// killed, and Again opens it as another process would.
+	Kill  func(t *testing.T)
+	Again func(t *testing.T) fleet.Router
+	// Direct is a router of a load balancer in a cloud. What such a one cannot do
+	// is not asked of it, and what it does instead is: a healthy member takes traffic as
+	// soon as its slot has weight, and is ready from the start; nobody knows of
+	// requests in flight but that a member drains, which counts as one.
+	Direct bool
+	// Member is the member of a backend; nil: its name is one that the suite gives.
+	Member func(t *testing.T, name, addr string) fleet.Member
 	// Patience is how long checks and drains may take; default 10 s.
 	Patience time.Duration
 }
@@ -99,11 +108,27 @@ func (s *routerSuite) attach(slot fleet.Slot, n int) (addrs map[string]bool, set
 	for i := range n {
 		addr, f := s.Backend(s.t)
 		addrs[addr], set = true, append(set, f)
-		ms = append(ms, fleet.Member{ID: fmt.Sprintf("web-%s-%d", slot, i+1), Addr: addr})
+		ms = append(ms, s.member(fmt.Sprintf("web-%s-%d", slot, i+1), addr))
 	}
 	s.ok(s.Router.Attach(s.t.Context(), slot, ms))
 	s.await("members healthy", func(st fleet.RouterStatus) bool { return routerHealthy(st, slot) == n })
 	return addrs, set
+}
+
+func (s *routerSuite) member(name, addr string) fleet.Member {
+	s.t.Helper()
+	if s.Member != nil {
+		return s.Member(s.t, name, addr)
+	}
+	return fleet.Member{ID: name, Addr: addr}
+}
+
+// out is how a member stands that was attached and not let in.
+func (s *routerSuite) out() string {
+	if s.Direct {
+		return "ready"
+	}
+	return "drain"
 }
 
 func (s *routerSuite) serve(slot fleet.Slot, n int) map[string]bool {
@@ -145,9 +170,17 @@ func (s *routerSuite) nothingBeforeReady() {
 	blue := s.serve(fleet.Blue, 1)
 	_, _ = s.attach(fleet.Green, 2)
 	for _, m := range s.status().Members[fleet.Green] {
-		if m.Admin != "drain" {
+		if m.Admin != s.out() {
 			s.t.Errorf("%s is %s before ready", m.ID, m.Admin)
 		}
+	}
+	if s.Direct { // without weight it takes nothing
+		for range 20 {
+			if !blue[s.one()] {
+				s.t.Error("a slot without weight got a request")
+			}
+		}
+		return
 	}
 	// even with weight, those that are not let in take nothing
 	s.ok(s.Router.SetWeights(s.t.Context(), map[fleet.Slot]int{fleet.Blue: 500, fleet.Green: 500}))
@@ -176,11 +209,12 @@ func (s *routerSuite) readyRefuses() {
 	good, _ := s.Backend(s.t)
 	bad, set := s.Backend(s.t)
 	set(500)
-	s.ok(s.Router.Attach(ctx, fleet.Blue, []fleet.Member{{ID: "web-blue-1", Addr: good}, {ID: "web-blue-2", Addr: bad}}))
+	one, two := s.member("web-blue-1", good), s.member("web-blue-2", bad)
+	s.ok(s.Router.Attach(ctx, fleet.Blue, []fleet.Member{one, two}))
 	s.await("one healthy, the other failed", func(st fleet.RouterStatus) bool {
 		failed := false
 		for _, m := range st.Members[fleet.Blue] {
-			failed = failed || m.ID == "web-blue-2" && m.Check == "L7STS/500"
+			failed = failed || m.ID == two.ID && m.Check == "L7STS/500"
 		}
 		return failed && routerHealthy(st, fleet.Blue) == 1
 	})
@@ -188,7 +222,7 @@ func (s *routerSuite) readyRefuses() {
 		s.t.Errorf("ready with an unhealthy member: %v", err)
 	}
 	for _, m := range s.status().Members[fleet.Blue] {
-		if want := map[string]string{"web-blue-1": "ready", "web-blue-2": "drain"}[m.ID]; m.Admin != want {
+		if want := map[string]string{one.ID: "ready", two.ID: s.out()}[m.ID]; m.Admin != want {
 			s.t.Errorf("%s is %s, want %s", m.ID, m.Admin, want)
 		}
 	}
@@ -261,7 +295,7 @@ func (s *routerSuite) drain() {
 	blue := s.serve(fleet.Blue, 1)
 	addr, end, err := s.Send(true)
 	s.ok(err)
-	if n := s.inFlight(fleet.Blue); n != 1 || !blue[addr] {
+	if n := s.inFlight(fleet.Blue); n != 1 && !s.Direct || !blue[addr] {
 		s.t.Errorf("%d in flight at %s", n, addr)
 	}
 	green, _ := s.attach(fleet.Green, 1)
@@ -312,9 +346,13 @@ func (s *routerSuite) detach() {
 func (s *routerSuite) restart() {
 	blue := s.serve(fleet.Blue, 2)
 	s.attach(fleet.Green, 1)
-	s.Kill(s.t)
-	if st, err := s.Router.Status(s.t.Context()); err != nil || st.Up {
-		s.t.Errorf("a dead router: up %v, %v", st.Up, err)
+	if s.Kill == nil {
+		s.Router = s.Again(s.t)
+	} else {
+		s.Kill(s.t)
+		if st, err := s.Router.Status(s.t.Context()); err != nil || st.Up {
+			s.t.Errorf("a dead router: up %v, %v", st.Up, err)
+		}
 	}
 	s.ok(s.Router.Ensure(s.t.Context()))
 	st := s.status()
@@ -322,7 +360,7 @@ func (s *routerSuite) restart() {
 		s.t.Fatalf("%+v", st)
 	}
 	for _, m := range st.Members[fleet.Green] {
-		if m.Admin != "drain" {
+		if m.Admin != s.out() {
 			s.t.Errorf("%s came back as %s", m.ID, m.Admin)
 		}
 	}
