@@ -23,6 +23,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/autoscaling"
 	"github.com/aws/aws-sdk-go-v2/service/ebs"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/rebake/rebake/artifact"
 )
 
@@ -39,6 +40,7 @@ type Cloud struct {
 	EC2     *ec2.Client
 	EBS     *ebs.Client
 	Scaling *autoscaling.Client // asked who uses an AMI
+	STS     *sts.Client         // asked whose AMIs are seen
 }
 
 // Config reads credentials, profile, region and endpoints the SDK's own way.
@@ -65,7 +67,11 @@ func Connect(ctx context.Context, region string) (*Cloud, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Cloud{Region: cfg.Region, EC2: ec2.NewFromConfig(cfg), EBS: ebs.NewFromConfig(cfg), Scaling: autoscaling.NewFromConfig(cfg)}, nil
+	return clients(cfg), nil
+}
+
+func clients(cfg aws.Config) *Cloud {
+	return &Cloud{Region: cfg.Region, EC2: ec2.NewFromConfig(cfg), EBS: ebs.NewFromConfig(cfg), Scaling: autoscaling.NewFromConfig(cfg), STS: sts.NewFromConfig(cfg)}
 }
 
 // Options of a publication. The zero value will do.
@@ -91,6 +97,7 @@ type Options struct {
 // Record is what is kept of an AMI, as an attachment of its image.
 type Record struct {
 	Region   string          `json:"region"`
+	Account  string          `json:"account,omitempty"` // whose it is; "": not known
 	AMI      string          `json:"ami"`
 	Snapshot string          `json:"snapshot"`
 	Name     string          `json:"name"`
@@ -126,9 +133,11 @@ func Publish(ctx context.Context, c *Cloud, s artifact.Store, img artifact.Image
 	if err != nil {
 		return nil, err
 	}
-	if err := c.settle(ctx, first.AMI, img, o); err != nil {
+	made, err := c.settle(ctx, first.AMI, img, o)
+	if err != nil {
 		return []Record{first}, err
 	}
+	first.Account = aws.ToString(made.OwnerId)
 	return c.copies(ctx, first, img, o)
 }
 

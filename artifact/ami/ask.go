@@ -12,6 +12,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/smithy-go"
 	"github.com/rebake/rebake/artifact"
 )
@@ -29,7 +30,7 @@ type Found struct {
 	Protected  string    `json:"protected,omitempty"`  // against deregistration: how
 	Shared     []string  `json:"shared,omitempty"`     // who else may launch it: accounts, ARNs, "all"
 	Uses       []string  `json:"uses,omitempty"`       // who refers to it, in a few words each
-	Foreign    string    `json:"foreign,omitempty"`    // why it is not taken for the image's; "": it is
+	Foreign    string    `json:"foreign,omitempty"`    // why it is not taken for the image's, or not for gone; "": it is
 	Snapshots  []string  `json:"snapshots,omitempty"`  // of all its volumes
 	LastLaunch time.Time `json:"last_launch,omitzero"` // as EC2 reports it, a day late
 }
@@ -109,10 +110,9 @@ func (c *Cloud) ask(ctx context.Context, amis []Of, uses bool) (map[string]Found
 	for _, a := range amis {
 		i, ok := there[a.AMI]
 		if !ok {
-			if time.Since(a.Time) < fresh && uses {
-				errs = append(errs, fmt.Errorf("%s in %s was made %s and is not seen: wait a few minutes", a.AMI, c.Region, a.Time.Format(time.DateTime)))
-			}
-			out[a.AMI] = Found{}
+			why, err := c.missing(ctx, a)
+			errs = append(errs, err)
+			out[a.AMI] = Found{Foreign: why}
 			continue
 		}
 		f := found(i)
@@ -126,6 +126,25 @@ func (c *Cloud) ask(ctx context.Context, amis []Of, uses bool) (map[string]Found
 		errs = append(errs, c.addUses(ctx, out))
 	}
 	return out, errors.Join(errs...)
+}
+
+// missing says why it is not believed that an AMI which is not seen is gone, or "".
+func (c *Cloud) missing(ctx context.Context, a Of) (string, error) {
+	if time.Since(a.Time) < fresh {
+		return "it was made moments ago and is not seen yet", nil
+	}
+	out, err := c.STS.GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{})
+	if err != nil {
+		return "", c.asked("sts:GetCallerIdentity", err)
+	}
+	mine := aws.ToString(out.Account)
+	switch {
+	case a.Account == mine, a.Account == "" && a.Last().Step == Removing:
+		return "", nil
+	case a.Account == "":
+		return fmt.Sprintf("account %s does not have it, and whose it was is not recorded (--gone: take it for gone)", mine), nil
+	}
+	return fmt.Sprintf("it is account %s's, and these credentials are account %s's", a.Account, mine), nil
 }
 
 // images finds AMIs of this account by their ids, in whatever state.

@@ -21,6 +21,7 @@ type Wish struct {
 	Step   Step   // Deprecated, Disabled or Removed
 	Why    string
 	Shared bool // disable and remove also what other accounts may launch
+	Gone   bool // take what is not seen for gone, whosever it was
 }
 
 // Verdict is what becomes of an AMI, and why.
@@ -110,10 +111,12 @@ func (w Wish) judge(found map[string]Found) []Verdict {
 // holds says why an AMI must stay as it is, or "".
 func (w Wish) holds(f Found) string {
 	switch {
-	case !f.There():
+	case !f.There() && w.Gone:
 		return ""
 	case f.Foreign != "":
 		return f.Foreign
+	case !f.There():
+		return ""
 	case len(f.Uses) == 1:
 		return f.Uses[0]
 	case len(f.Uses) > 1:

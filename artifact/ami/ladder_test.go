@@ -19,6 +19,7 @@ func TestOneAMIThatMustStayKeepsItsCopies(t *testing.T) {
 	}{
 		"nobody uses it":                         {Removed, false, ok, ""},
 		"gone already":                           {Removed, false, Found{}, ""},
+		"another account's":                      {Removed, false, Found{Foreign: "it is account 1's, and these credentials are account 2's"}, "it is account 1's, and these credentials are account 2's"},
 		"disabled before":                        {Removed, false, Found{State: "disabled"}, ""},
 		"failed":                                 {Removed, false, Found{State: "failed"}, ""},
 		"an instance":                            {Removed, false, Found{State: "available", Uses: []string{"instance i-1 is of it"}}, "instance i-1 is of it"},

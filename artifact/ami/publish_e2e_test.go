@@ -75,15 +75,6 @@ func lay(disk []byte, blocks map[int32][]byte) []byte {
 	return disk
 }
 
-func differ(a, b []byte) (n int) {
-	for at := 0; at < len(a); at += BlockSize {
-		if !bytes.Equal(a[at:at+BlockSize], b[at:at+BlockSize]) {
-			n++
-		}
-	}
-	return n
-}
-
 func TestAnImageBecomesAnAMIAndTheNextSendsOnlyWhatChanged(t *testing.T) {
 	calls := recorded(t, moto.Start(t))
 	c, far, s := connect(t, "eu-central-1"), connect(t, "us-west-2"), openStore(t)

@@ -125,19 +125,20 @@ func tagList(tags map[string]string) []types.Tag {
 	return out
 }
 
-// settle waits until the AMI can be launched and gives it what the options say.
+// settle waits until the AMI can be launched, gives it what the options say, and
+// returns it as it was before that.
 // Each call sets, none adds: doing it again changes nothing.
-func (c *Cloud) settle(ctx context.Context, id string, img artifact.Image, o Options) error {
+func (c *Cloud) settle(ctx context.Context, id string, img artifact.Image, o Options) (*types.Image, error) {
 	i, err := c.available(ctx, id, o)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	ids := []string{id}
 	if s := rootSnapshot(i); s != "" {
 		ids = append(ids, s) // a copy's may have none yet
 	}
 	if _, err := c.EC2.CreateTags(ctx, &ec2.CreateTagsInput{Resources: ids, Tags: tagList(o.tags(img))}); err != nil {
-		return fmt.Errorf("tag %s: %w", strings.Join(ids, " and "), err)
+		return i, fmt.Errorf("tag %s: %w", strings.Join(ids, " and "), err)
 	}
 	if len(o.Users) > 0 {
 		var add []types.LaunchPermission
@@ -146,7 +147,7 @@ func (c *Cloud) settle(ctx context.Context, id string, img artifact.Image, o Opt
 		}
 		if _, err := c.EC2.ModifyImageAttribute(ctx, &ec2.ModifyImageAttributeInput{ImageId: &id,
 			LaunchPermission: &types.LaunchPermissionModifications{Add: add}}); err != nil {
-			return fmt.Errorf("let %s launch %s: %w", strings.Join(o.Users, ", "), id, err)
+			return i, fmt.Errorf("let %s launch %s: %w", strings.Join(o.Users, ", "), id, err)
 		}
 	}
 	if o.Deprecate > 0 {
@@ -156,15 +157,15 @@ func (c *Cloud) settle(ctx context.Context, id string, img artifact.Image, o Opt
 		}
 		if _, err := c.EC2.EnableImageDeprecation(ctx, &ec2.EnableImageDeprecationInput{ImageId: &id,
 			DeprecateAt: aws.Time(at.UTC().Truncate(time.Minute))}); err != nil {
-			return fmt.Errorf("deprecate %s: %w", id, err)
+			return i, fmt.Errorf("deprecate %s: %w", id, err)
 		}
 	}
 	if o.Protect {
 		if _, err := c.EC2.EnableImageDeregistrationProtection(ctx, &ec2.EnableImageDeregistrationProtectionInput{ImageId: &id}); err != nil {
-			return fmt.Errorf("protect %s: %w", id, err)
+			return i, fmt.Errorf("protect %s: %w", id, err)
 		}
 	}
-	return nil
+	return i, nil
 }
 
 // permission is of an account, an organisation or a unit of one.
@@ -234,15 +235,10 @@ func (c *Cloud) copyFrom(ctx context.Context, region string, of Record, img arti
 	} else {
 		r.AMI = aws.ToString(found.ImageId)
 	}
-	if err := c.settle(ctx, r.AMI, img, o); err != nil {
-		return r, err
-	}
-	out, err := c.EC2.DescribeImages(ctx, &ec2.DescribeImagesInput{ImageIds: []string{r.AMI}})
+	made, err := c.settle(ctx, r.AMI, img, o)
 	if err != nil {
 		return r, err
 	}
-	if len(out.Images) == 1 {
-		r.Snapshot, r.Time = rootSnapshot(&out.Images[0]), created(&out.Images[0])
-	}
+	r.Account, r.Snapshot, r.Time = aws.ToString(made.OwnerId), rootSnapshot(made), created(made)
 	return r, nil
 }

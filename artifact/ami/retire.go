@@ -116,7 +116,7 @@ func (c *Cloud) Restore(ctx context.Context, a artifact.Attacher, of Of, why str
 	}
 	f := all[of.AMI]
 	switch {
-	case !f.There():
+	case !f.There() && f.Foreign == "":
 		return of.Made, fmt.Errorf("%s is not in %s any more: publish the image again", of.AMI, c.Region)
 	case f.Foreign != "":
 		return of.Made, fmt.Errorf("%s in %s is not taken for the image's: %s", of.AMI, c.Region, f.Foreign)

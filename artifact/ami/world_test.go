@@ -1,6 +1,7 @@
 package ami
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"path/filepath"
 	"testing"
@@ -49,4 +50,13 @@ func connect(t *testing.T, region string) *Cloud {
 		t.Fatal(err)
 	}
 	return c
+}
+
+func differ(a, b []byte) (n int) {
+	for at := 0; at < len(a); at += BlockSize {
+		if !bytes.Equal(a[at:at+BlockSize], b[at:at+BlockSize]) {
+			n++
+		}
+	}
+	return n
 }

@@ -28,6 +28,7 @@ func amiLifeCommands() []*cli.Command {
 		{Name: "rm", Usage: "deregister an image's AMIs and delete their snapshots", ArgsUsage: "REF",
 			Flags: []cli.Flag{region, &cli.BoolFlag{Name: "dry-run", Usage: "say what would go, or why it stays, and do nothing"},
 				&cli.BoolFlag{Name: "shared", Usage: "also what other accounts may launch"},
+				&cli.BoolFlag{Name: "gone", Usage: "take an AMI that is not seen for gone, though it is not known whose it was"},
 				&cli.StringFlag{Name: "reason", Usage: "why, to be kept", Value: "by hand"}},
 			Description: help("An AMI that an instance, a launch template or an Auto Scaling group of its region refers to stays, and so\ndoes one that a fleet needs, that is protected, or that other accounts may launch; if one stays, all do. If AWS\ndoes not say so, nothing is removed. The image itself stays in the store. A command that was killed goes on\nwhere it was. Snapshots that later ones were built on go too: EBS keeps the blocks that those need.",
 				"rebake ami rm web:1.3.0 --dry-run\nrebake ami rm web:1.3.0 --region us-west-2"), Action: with(amiRm)},
@@ -136,7 +137,7 @@ func (s *session) look(img artifact.Image, all []ami.Made) (map[string]ami.Found
 // describeFound is what AWS says of an AMI, in a few words.
 func describeFound(f ami.Found) string {
 	if !f.There() {
-		return "gone"
+		return strings.TrimSuffix("gone: "+f.Foreign, ": ")
 	}
 	words := []string{f.State}
 	switch {
@@ -178,7 +179,7 @@ func amiRm(s *session) error {
 	if err != nil {
 		return err
 	}
-	wishes := []ami.Wish{{Image: img, AMIs: left, Step: ami.Removed, Why: why, Shared: s.c.Bool("shared")}}
+	wishes := []ami.Wish{{Image: img, AMIs: left, Step: ami.Removed, Why: why, Shared: s.c.Bool("shared"), Gone: s.c.Bool("gone")}}
 	verdicts, err := l.Plan(s.ctx, wishes)
 	if err != nil {
 		return unanswered(err)
