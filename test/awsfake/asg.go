@@ -20,7 +20,9 @@ var asgActions = map[string]action{
 	"AttachLoadBalancerTargetGroups": on((*region).attachTargetGroups), "DetachLoadBalancerTargetGroups": on((*region).detachTargetGroups), "DescribeLoadBalancerTargetGroups": on((*region).describeGroupTargets),
 	"DetachInstances": on((*region).detachInstances), "EnterStandby": on((*region).enterStandby), "ExitStandby": on((*region).exitStandby),
 	"PutScalingPolicy": on((*region).putPolicy), "DeletePolicy": on((*region).deletePolicy), "DescribePolicies": on((*region).describePolicies),
-	"PutScheduledUpdateGroupAction": on((*region).putScheduled), "DeleteScheduledAction": on((*region).deleteScheduled), "DescribeScheduledActions": on((*region).describeScheduled),
+	"CreateLaunchConfiguration": on((*region).createConfig), "DeleteLaunchConfiguration": on((*region).deleteConfig), "DescribeLaunchConfigurations": on((*region).describeConfigs),
+	"BatchPutScheduledUpdateGroupAction": on((*region).putScheduledMany),
+	"PutScheduledUpdateGroupAction":      on((*region).putScheduled), "DeleteScheduledAction": on((*region).deleteScheduled), "DescribeScheduledActions": on((*region).describeScheduled),
 	"SuspendProcesses": on((*region).suspendProcesses), "ResumeProcesses": on((*region).resumeProcesses),
 	"PutLifecycleHook": on((*region).putHook), "DeleteLifecycleHook": on((*region).deleteHook), "DescribeLifecycleHooks": on((*region).describeHooks),
 	"CompleteLifecycleAction": on((*region).completeAction), "RecordLifecycleActionHeartbeat": on((*region).heartbeat),
@@ -91,7 +93,7 @@ func (r *region) createGroup(in *autoscaling.CreateAutoScalingGroupInput) (*auto
 	in2.Tags = nil
 	copyAs(&g.AutoScalingGroup, &in2)
 	g.TargetGroupARNs = slices.Clone(targets)
-	if err := r.checkGroup(g, in.LaunchTemplate, in.MixedInstancesPolicy); err != nil {
+	if err := r.checkGroup(g, in.LaunchTemplate, in.MixedInstancesPolicy, in.LaunchConfigurationName); err != nil {
 		return nil, err
 	}
 	for _, h := range in.LifecycleHookSpecificationList {
@@ -107,7 +109,7 @@ func (r *region) createGroup(in *autoscaling.CreateAutoScalingGroupInput) (*auto
 }
 
 // checkGroup refuses a group that cannot be.
-func (r *region) checkGroup(g *group, template *asgtypes.LaunchTemplateSpecification, mixed *asgtypes.MixedInstancesPolicy) (err error) {
+func (r *region) checkGroup(g *group, template *asgtypes.LaunchTemplateSpecification, mixed *asgtypes.MixedInstancesPolicy, config *string) (err error) {
 	low, high, want := aws.ToInt32(g.MinSize), aws.ToInt32(g.MaxSize), aws.ToInt32(g.DesiredCapacity)
 	if low > high {
 		return refuse("ValidationError", "Max bound, %d, must be greater than or equal to min bound, %d", high, low)
@@ -120,7 +122,7 @@ func (r *region) checkGroup(g *group, template *asgtypes.LaunchTemplateSpecifica
 		if g.LaunchTemplate, err = r.checkTemplate(template); err != nil {
 			return err
 		}
-		g.MixedInstancesPolicy = nil
+		g.MixedInstancesPolicy, g.LaunchConfigurationName = nil, nil
 	case mixed != nil && mixed.LaunchTemplate != nil && mixed.LaunchTemplate.LaunchTemplateSpecification != nil:
 		full, err := r.checkTemplate(mixed.LaunchTemplate.LaunchTemplateSpecification)
 		if err != nil {
@@ -128,8 +130,13 @@ func (r *region) checkGroup(g *group, template *asgtypes.LaunchTemplateSpecifica
 		}
 		m, lt := *mixed, *mixed.LaunchTemplate
 		lt.LaunchTemplateSpecification, m.LaunchTemplate = full, &lt
-		g.MixedInstancesPolicy, g.LaunchTemplate = &m, nil
-	case g.LaunchTemplate == nil && g.MixedInstancesPolicy == nil:
+		g.MixedInstancesPolicy, g.LaunchTemplate, g.LaunchConfigurationName = &m, nil, nil
+	case config != nil:
+		if _, ok := r.configs.get(*config); !ok {
+			return refuse("ValidationError", "Launch configuration name not found - Launch configuration %s not found", *config)
+		}
+		g.MixedInstancesPolicy, g.LaunchTemplate = nil, nil
+	case g.LaunchConfigurationName == nil && g.LaunchTemplate == nil && g.MixedInstancesPolicy == nil:
 		return refuse("ValidationError", "Valid requests must contain either LaunchTemplate, LaunchConfigurationName, InstanceId or MixedInstancesPolicy parameter.")
 	}
 	for _, arn := range g.TargetGroupARNs {
@@ -172,7 +179,7 @@ func (r *region) updateGroup(in *autoscaling.UpdateAutoScalingGroupInput) (*auto
 	if in.VPCZoneIdentifier == nil && in.AvailabilityZones != nil {
 		g.VPCZoneIdentifier = nil
 	}
-	if err := r.checkGroup(g, in.LaunchTemplate, in.MixedInstancesPolicy); err != nil {
+	if err := r.checkGroup(g, in.LaunchTemplate, in.MixedInstancesPolicy, in.LaunchConfigurationName); err != nil {
 		g.AutoScalingGroup = was
 		return nil, err
 	}
@@ -314,8 +321,9 @@ func (g *group) specification() *asgtypes.LaunchTemplateSpecification {
 	return g.own()
 }
 
+// own is nil for a group with a launch configuration.
 func (g *group) own() *asgtypes.LaunchTemplateSpecification {
-	if g.LaunchTemplate != nil {
+	if g.LaunchTemplate != nil || g.MixedInstancesPolicy == nil {
 		return g.LaunchTemplate
 	}
 	return g.MixedInstancesPolicy.LaunchTemplate.LaunchTemplateSpecification
@@ -324,7 +332,13 @@ func (g *group) own() *asgtypes.LaunchTemplateSpecification {
 // launchInto starts n instances of a group in a zone.
 func (r *region) launchInto(g *group, zone string, n int) ([]*member, error) {
 	spec := g.specification()
-	in := &ec2.RunInstancesInput{LaunchTemplate: &ec2types.LaunchTemplateSpecification{LaunchTemplateId: spec.LaunchTemplateId, Version: spec.Version}}
+	var in *ec2.RunInstancesInput
+	if spec != nil {
+		in = &ec2.RunInstancesInput{LaunchTemplate: &ec2types.LaunchTemplateSpecification{LaunchTemplateId: spec.LaunchTemplateId, Version: spec.Version}}
+	} else {
+		c, _ := r.configs.get(*g.LaunchConfigurationName)
+		in = configured(c)
+	}
 	for id := range strings.SplitSeq(aws.ToString(g.VPCZoneIdentifier), ",") {
 		if s, ok := r.subnets.get(strings.TrimSpace(id)); ok && *s.AvailabilityZone == zone {
 			in.SubnetId = s.SubnetId
@@ -351,8 +365,12 @@ func (r *region) launchInto(g *group, zone string, n int) ([]*member, error) {
 	var out []*member
 	for _, i := range made {
 		m := &member{Instance: asgtypes.Instance{InstanceId: i.InstanceId, AvailabilityZone: i.Placement.AvailabilityZone, HealthStatus: aws.String("Healthy"), LifecycleState: asgtypes.LifecycleStatePending, ImageId: i.ImageId,
-			ProtectedFromScaleIn: aws.Bool(aws.ToBool(g.NewInstancesProtectedFromScaleIn)), InstanceType: aws.String(string(i.InstanceType)),
-			LaunchTemplate: &asgtypes.LaunchTemplateSpecification{LaunchTemplateId: spec.LaunchTemplateId, LaunchTemplateName: spec.LaunchTemplateName, Version: aws.String(i.version)}}}
+			ProtectedFromScaleIn: aws.Bool(aws.ToBool(g.NewInstancesProtectedFromScaleIn)), InstanceType: aws.String(string(i.InstanceType))}}
+		if spec != nil {
+			m.LaunchTemplate = &asgtypes.LaunchTemplateSpecification{LaunchTemplateId: spec.LaunchTemplateId, LaunchTemplateName: spec.LaunchTemplateName, Version: aws.String(i.version)}
+		} else {
+			m.LaunchConfigurationName = g.LaunchConfigurationName
+		}
 		m.activity = r.record1(g, "Launching a new EC2 instance: "+*i.InstanceId, fmt.Sprintf("an instance was started in response to a difference between desired and actual capacity, increasing the capacity to %d.", len(g.members)+1))
 		g.members = append(g.members, m)
 		out = append(out, m)

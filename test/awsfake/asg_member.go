@@ -344,5 +344,12 @@ func (g *group) victims(n int) (out []*member) {
 }
 
 func older(a, b *member) bool {
-	return fmt.Sprintf("%9s", *a.LaunchTemplate.Version) < fmt.Sprintf("%9s", *b.LaunchTemplate.Version)
+	return fmt.Sprintf("%9s", a.version()) < fmt.Sprintf("%9s", b.version())
+}
+
+func (m *member) version() string {
+	if m.LaunchTemplate == nil {
+		return ""
+	}
+	return aws.ToString(m.LaunchTemplate.Version)
 }

@@ -22,21 +22,43 @@ func (r *region) memberOf(name, id *string) (*group, *member, error) {
 	return nil, nil, refuse("ValidationError", "Instance Id not found - No managed instance found for instance ID: %s", aws.ToString(id))
 }
 
+// terminateMember ends one instance, or with the group's name up to a hundred.
 func (r *region) terminateMember(in *autoscaling.TerminateInstanceInAutoScalingGroupInput) (*autoscaling.TerminateInstanceInAutoScalingGroupOutput, error) {
-	g, m, err := r.memberOf(nil, in.InstanceId)
-	if err != nil {
-		return nil, err
+	ids := in.InstanceIds
+	if in.InstanceId != nil {
+		ids = []string{*in.InstanceId}
+	} else if in.AutoScalingGroupName == nil || len(ids) == 0 || len(ids) > 100 {
+		return nil, refuse("ValidationError", "InstanceIds needs AutoScalingGroupName and at most 100 ids")
 	}
-	if aws.ToBool(in.ShouldDecrementDesiredCapacity) && m.counts() {
-		if *g.DesiredCapacity-1 < *g.MinSize {
+	less := int32(0)
+	for _, id := range ids {
+		g, m, err := r.memberOf(in.AutoScalingGroupName, &id)
+		if err != nil {
+			return nil, err
+		}
+		if aws.ToBool(in.ShouldDecrementDesiredCapacity) && m.counts() {
+			less++
+		}
+		if less > 0 && *g.DesiredCapacity-less < *g.MinSize {
 			return nil, refuse("ValidationError", "Currently, desiredSize equals minSize (%d). Terminating instance without replacement will violate group's min size constraint. Either set shouldDecrementDesiredCapacity flag to false or lower group's min size.", *g.MinSize)
 		}
-		want := *g.DesiredCapacity - 1
-		g.DesiredCapacity = &want
 	}
-	r.retire(g, m, "instance "+*m.InstanceId+" was taken out of service in response to a user request.")
-	a := *m.activity
-	return &autoscaling.TerminateInstanceInAutoScalingGroupOutput{Activity: &a}, nil
+	out := &autoscaling.TerminateInstanceInAutoScalingGroupOutput{}
+	for n, id := range ids {
+		g, m, _ := r.memberOf(in.AutoScalingGroupName, &id)
+		if n == 0 {
+			want := *g.DesiredCapacity - less
+			g.DesiredCapacity = &want
+		}
+		r.retire(g, m, "instance "+id+" was taken out of service in response to a user request.")
+		a := *m.activity
+		if in.InstanceId != nil {
+			out.Activity = &a
+		} else {
+			out.Activities = append(out.Activities, a)
+		}
+	}
+	return out, nil
 }
 
 func (r *region) launchInstances(in *autoscaling.LaunchInstancesInput) (*autoscaling.LaunchInstancesOutput, error) {

@@ -82,15 +82,16 @@ func (r *region) startRefresh(in *autoscaling.StartInstanceRefreshInput) (*autos
 
 // aim notes which instances are to be replaced by the target's.
 func (r *region) aim(g *group, f *refresh) {
-	version := ""
-	if t, err := r.template(f.target.LaunchTemplateId, f.target.LaunchTemplateName); err == nil {
+	version := "none"
+	if f.target == nil { // a launch configuration
+	} else if t, err := r.template(f.target.LaunchTemplateId, f.target.LaunchTemplateName); err == nil {
 		if n, _, err := t.version(f.target.Version); err == nil {
 			version = *r.show1(t, n).LaunchTemplateId + " " + itoa(n)
 		}
 	}
 	f.old, f.surge, f.stop, f.pause, f.progress = map[string]bool{}, 0, 0, time.Time{}, time.Now()
 	for _, m := range g.members {
-		match := *m.LaunchTemplate.LaunchTemplateId+" "+*m.LaunchTemplate.Version == version
+		match := m.LaunchTemplate != nil && *m.LaunchTemplate.LaunchTemplateId+" "+m.version() == version
 		skip := match && (f.back || aws.ToBool(f.Preferences.SkipMatching)) ||
 			aws.ToBool(m.ProtectedFromScaleIn) && f.Preferences.ScaleInProtectedInstances == asgtypes.ScaleInProtectedInstancesIgnore
 		if m.counts() && !skip {
@@ -196,7 +197,9 @@ func (r *region) refreshStep(g *group) {
 		f.PercentageComplete = aws.Int32(int32(max(0, 100*(f.total-left-warming)/f.total)))
 		f.InstancesToUpdate = aws.Int32(int32(left + warming))
 	}
-	r.refreshState(g, f)
+	if r.refreshState(g, f) {
+		return
+	}
 	if f.over() || f.Status == asgtypes.InstanceRefreshStatusCancelling && warming == 0 {
 		if f.Status == asgtypes.InstanceRefreshStatusCancelling {
 			r.endRefresh(f, asgtypes.InstanceRefreshStatusCancelled, "Cancelled due to user request.")
@@ -214,8 +217,9 @@ func (r *region) refreshStep(g *group) {
 	r.replace(g, f, old, left, healthy, warming)
 }
 
-// refreshState is what a refresh meets from outside: alarms, no progress for an hour.
-func (r *region) refreshState(g *group, f *refresh) {
+// refreshState is what a refresh meets from outside: alarms, no progress for an
+// hour. True is that it has ended, or turned round, by that.
+func (r *region) refreshState(g *group, f *refresh) bool {
 	if f.Status == asgtypes.InstanceRefreshStatusPending {
 		f.Status = asgtypes.InstanceRefreshStatusInProgress
 	}
@@ -223,13 +227,15 @@ func (r *region) refreshState(g *group, f *refresh) {
 		for _, name := range a.Alarms {
 			if al, ok := r.alarms.get(name); ok && al.state == "ALARM" {
 				r.backOut(g, f, "The alarm "+name+" went into ALARM")
-				return
+				return true
 			}
 		}
 	}
 	if f.Status != asgtypes.InstanceRefreshStatusBaking && f.pause.IsZero() && time.Since(f.progress) > r.cloud.wall(time.Hour) {
 		r.backOut(g, f, "No progress for one hour")
+		return true
 	}
+	return false
 }
 
 // arrive bakes, then ends a refresh that has replaced everything.
@@ -276,7 +282,9 @@ func (r *region) replace(g *group, f *refresh, old []*member, left, healthy, war
 			}
 		}
 	}
-	for _, m := range old[:max(0, min(may, len(old)))] {
+	may = max(0, min(may, len(old)))
+	f.surge = min(f.surge, left-may)
+	for _, m := range old[:may] {
 		r.retire(g, m, "an instance refresh replaces it")
 	}
 }

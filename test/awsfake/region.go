@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	asgtypes "github.com/aws/aws-sdk-go-v2/service/autoscaling/types"
 	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
 )
 
@@ -40,7 +41,8 @@ type region struct {
 	rules        table[*rule]
 	elbTags      map[string]map[string]string
 
-	asgs table[*group]
+	asgs    table[*group]
+	configs table[*asgtypes.LaunchConfiguration]
 
 	alarms  table[*alarm]
 	metrics []sample
