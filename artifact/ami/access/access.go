@@ -16,8 +16,10 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
 	"github.com/aws/aws-sdk-go-v2/service/autoscaling"
+	"github.com/aws/aws-sdk-go-v2/service/cloudwatch"
 	"github.com/aws/aws-sdk-go-v2/service/ebs"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	elb "github.com/aws/aws-sdk-go-v2/service/elasticloadbalancingv2"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
@@ -43,10 +45,13 @@ const patience = 20 * time.Second
 
 // Session is a region with its clients.
 type Session struct {
-	cfg     aws.Config
-	ec2     *ec2.Client
-	ebs     *ebs.Client
-	scaling *autoscaling.Client
+	cfg       aws.Config
+	partition string
+	ec2       *ec2.Client
+	ebs       *ebs.Client
+	scaling   *autoscaling.Client
+	elb       *elb.Client
+	alarms    *cloudwatch.Client
 }
 
 // Open reads the configuration as everything here does; region "" is the environment's.
@@ -57,7 +62,18 @@ func Open(ctx context.Context, region string) (*Session, error) {
 		return nil, err
 	}
 	cfg.RetryMaxAttempts = 2
-	return &Session{cfg: cfg, ec2: ec2.NewFromConfig(cfg), ebs: ebs.NewFromConfig(cfg), scaling: autoscaling.NewFromConfig(cfg)}, nil
+	return &Session{cfg: cfg, partition: partition(cfg.Region), ec2: ec2.NewFromConfig(cfg), ebs: ebs.NewFromConfig(cfg), scaling: autoscaling.NewFromConfig(cfg),
+		elb: elb.NewFromConfig(cfg), alarms: cloudwatch.NewFromConfig(cfg)}, nil
+}
+
+func partition(region string) string {
+	switch {
+	case strings.HasPrefix(region, "cn-"):
+		return "aws-cn"
+	case strings.HasPrefix(region, "us-gov-"):
+		return "aws-us-gov"
+	}
+	return "aws"
 }
 
 // Region is the one that is asked.

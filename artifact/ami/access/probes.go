@@ -6,9 +6,12 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/autoscaling"
+	"github.com/aws/aws-sdk-go-v2/service/cloudwatch"
+	cwtypes "github.com/aws/aws-sdk-go-v2/service/cloudwatch/types"
 	"github.com/aws/aws-sdk-go-v2/service/ebs"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+	elb "github.com/aws/aws-sdk-go-v2/service/elasticloadbalancingv2"
 )
 
 // What the probes speak of; none of it is there.
@@ -34,6 +37,13 @@ func tagList() (out []types.Tag) {
 	}
 	return out
 }
+
+// arn is of something of a load balancer that is not there.
+func (s *Session) arn(what string) *string {
+	return aws.String("arn:" + s.partition + ":elasticloadbalancing:" + s.cfg.Region + ":000000000000:" + what)
+}
+
+func (s *Session) targets() *string { return s.arn("targetgroup/rebake-doctor/0000000000000000") }
 
 // probe is err or nothing of a call that changes nothing.
 type probe func(ctx context.Context, s *Session) error
@@ -91,6 +101,54 @@ var probes = map[string]probe{
 
 	"ebs:ListSnapshotBlocks": func(ctx context.Context, s *Session) error {
 		_, err := s.ebs.ListSnapshotBlocks(ctx, &ebs.ListSnapshotBlocksInput{SnapshotId: snapshot})
+		return err
+	},
+
+	"ebs:ListChangedBlocks": func(ctx context.Context, s *Session) error {
+		_, err := s.ebs.ListChangedBlocks(ctx, &ebs.ListChangedBlocksInput{SecondSnapshotId: snapshot})
+		return err
+	},
+	"ebs:GetSnapshotBlock": func(ctx context.Context, s *Session) error {
+		out, err := s.ebs.GetSnapshotBlock(ctx, &ebs.GetSnapshotBlockInput{SnapshotId: snapshot, BlockIndex: aws.Int32(0), BlockToken: aws.String("AAAA")})
+		if err == nil {
+			err = out.BlockData.Close()
+		}
+		return err
+	},
+
+	"elasticloadbalancing:DescribeLoadBalancers": func(ctx context.Context, s *Session) error {
+		_, err := s.elb.DescribeLoadBalancers(ctx, &elb.DescribeLoadBalancersInput{PageSize: aws.Int32(1)})
+		return err
+	},
+	"elasticloadbalancing:DescribeRules": func(ctx context.Context, s *Session) error {
+		_, err := s.elb.DescribeRules(ctx, &elb.DescribeRulesInput{ListenerArn: s.arn("listener/app/rebake-doctor/0000000000000000/0000000000000000")})
+		return err
+	},
+	"elasticloadbalancing:DescribeTags": func(ctx context.Context, s *Session) error {
+		_, err := s.elb.DescribeTags(ctx, &elb.DescribeTagsInput{ResourceArns: []string{*s.targets()}})
+		return err
+	},
+	"elasticloadbalancing:DescribeTargetGroups": func(ctx context.Context, s *Session) error {
+		_, err := s.elb.DescribeTargetGroups(ctx, &elb.DescribeTargetGroupsInput{PageSize: aws.Int32(1)})
+		return err
+	},
+	"elasticloadbalancing:DescribeTargetGroupAttributes": func(ctx context.Context, s *Session) error {
+		_, err := s.elb.DescribeTargetGroupAttributes(ctx, &elb.DescribeTargetGroupAttributesInput{TargetGroupArn: s.targets()})
+		return err
+	},
+	"elasticloadbalancing:DescribeTargetHealth": func(ctx context.Context, s *Session) error {
+		_, err := s.elb.DescribeTargetHealth(ctx, &elb.DescribeTargetHealthInput{TargetGroupArn: s.targets()})
+		return err
+	},
+
+	"cloudwatch:DescribeAlarms": func(ctx context.Context, s *Session) error {
+		_, err := s.alarms.DescribeAlarms(ctx, &cloudwatch.DescribeAlarmsInput{MaxRecords: aws.Int32(1)})
+		return err
+	},
+	"cloudwatch:GetMetricData": func(ctx context.Context, s *Session) error {
+		now := time.Now()
+		_, err := s.alarms.GetMetricData(ctx, &cloudwatch.GetMetricDataInput{StartTime: aws.Time(now.Add(-time.Hour)), EndTime: &now, MetricDataQueries: []cwtypes.MetricDataQuery{{Id: aws.String("a"),
+			MetricStat: &cwtypes.MetricStat{Metric: &cwtypes.Metric{Namespace: aws.String("AWS/ApplicationELB"), MetricName: aws.String("RequestCount")}, Period: aws.Int32(60), Stat: aws.String("Sum")}}}})
 		return err
 	},
 
