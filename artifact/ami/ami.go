@@ -91,7 +91,7 @@ type Options struct {
 	Progress    func(done, total int64)
 	Info        func(text string) // what was found and what is waited for, from many goroutines; may be nil
 
-	poll time.Duration // between questions about state; 0: 2 s
+	poll time.Duration // longest time between questions about state; 0: 4 s
 }
 
 // Record is what is kept of an AMI, as an attachment of its image.
@@ -116,7 +116,7 @@ func Publish(ctx context.Context, c *Cloud, s artifact.Store, img artifact.Image
 		return nil, fmt.Errorf("the store %T cannot open disks", s)
 	}
 	if o.poll == 0 {
-		o.poll = 2 * time.Second
+		o.poll = 4 * time.Second
 	}
 	if o.Info == nil {
 		o.Info = func(string) {}

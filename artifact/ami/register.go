@@ -182,7 +182,7 @@ func permission(who string) types.LaunchPermission {
 // available waits until the AMI can be launched, and returns it.
 func (c *Cloud) available(ctx context.Context, id string, o Options) (*types.Image, error) {
 	waits := false
-	for {
+	for asked := 0; ; asked++ {
 		out, err := c.EC2.DescribeImages(ctx, &ec2.DescribeImagesInput{ImageIds: []string{id}})
 		if err != nil && !isCode(err, "InvalidAMIID.NotFound") { // it may not be seen yet
 			return nil, fmt.Errorf("wait for %s: %w", id, err)
@@ -204,7 +204,7 @@ func (c *Cloud) available(ctx context.Context, id string, o Options) (*types.Ima
 			o.Info(fmt.Sprintf("waiting for %s in %s", id, c.Region))
 			waits = true
 		}
-		if err := pause(ctx, o.poll); err != nil {
+		if err := pause(ctx, o.between(asked)); err != nil {
 			return nil, err
 		}
 	}

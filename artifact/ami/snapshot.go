@@ -327,7 +327,8 @@ func (c *Cloud) put(ctx context.Context, id string, block int32, data []byte, su
 // so long that it cannot be new is gone.
 func (c *Cloud) completed(ctx context.Context, id string, o Options) error {
 	const unseen = 2 * time.Minute
-	for began := time.Now(); ; {
+	began := time.Now()
+	for asked := 0; ; asked++ {
 		out, err := c.EC2.DescribeSnapshots(ctx, &ec2.DescribeSnapshotsInput{SnapshotIds: []string{id}})
 		if err != nil && (!isCode(err, "InvalidSnapshot.NotFound") || time.Since(began) > unseen) { // it may not be seen yet
 			return fmt.Errorf("wait for snapshot %s: %w", id, err)
@@ -340,10 +341,15 @@ func (c *Cloud) completed(ctx context.Context, id string, o Options) error {
 				return fmt.Errorf("snapshot %s failed: %s; delete it (aws ec2 delete-snapshot --snapshot-id %s) and publish again", id, aws.ToString(s.StateMessage), id)
 			}
 		}
-		if err := pause(ctx, o.poll); err != nil {
+		if err := pause(ctx, o.between(asked)); err != nil {
 			return err
 		}
 	}
+}
+
+// between is the time between questions: short at first.
+func (o Options) between(asked int) time.Duration {
+	return min(o.poll, 200*time.Millisecond<<min(asked, 10))
 }
 
 func pause(ctx context.Context, d time.Duration) error {

@@ -111,10 +111,13 @@ func amiLs(s *session) error {
 	return s.result(shown, ui.Table(rows))
 }
 
-// look asks AWS about AMIs, region by region.
+// look asks AWS about AMIs that were not removed, region by region.
 func (s *session) look(img artifact.Image, all []ami.Made) (map[string]ami.Found, error) {
 	byRegion := map[string][]ami.Of{}
 	for _, m := range all {
+		if m.Gone() {
+			continue
+		}
 		byRegion[m.Region] = append(byRegion[m.Region], ami.Of{Image: img, Made: m})
 	}
 	out := map[string]ami.Found{}
@@ -182,7 +185,7 @@ func amiRm(s *session) error {
 	wishes := []ami.Wish{{Image: img, AMIs: left, Step: ami.Removed, Why: why, Shared: s.c.Bool("shared"), Gone: s.c.Bool("gone")}}
 	verdicts, err := l.Plan(s.ctx, wishes)
 	if err != nil {
-		return unanswered(err)
+		return unanswered(err, "")
 	}
 	lines, text, stays := amiLines(verdicts)
 	if s.c.Bool("dry-run") {
@@ -192,7 +195,11 @@ func amiRm(s *session) error {
 		return hinted(fmt.Errorf("%s: %s", imageName(img), stays), "`rebake ami ls %s --check` shows each; --shared removes what other accounts may launch", imageName(img))
 	}
 	done, err := event.Do(s.ctx, "remove the AMIs of "+imageName(img), func(ctx context.Context) ([]ami.Verdict, error) { return l.Apply(ctx, wishes) })
-	lines, text, _ = amiLines(done)
+	lines, text = []plannedAMI{}, ""
+	for _, v := range done {
+		lines = append(lines, plannedAMI{imageName(v.Image), v.Region, v.AMI, v.Do, v.Why})
+		text += fmt.Sprintf("removed %s in %s of %s\n", v.AMI, v.Region, imageName(v.Image))
+	}
 	if err == nil && len(done) < len(left) {
 		err = errors.New("what began to be used meanwhile stays")
 	}

@@ -173,7 +173,7 @@ func (s *session) planAMIs(o pipeline.Retention, plan pipeline.Retained) (amiPla
 		return l.Plan(ctx, wishes)
 	})
 	if err != nil {
-		return p, unanswered(err)
+		return p, unanswered(err, "; `--amis none` leaves AMIs alone")
 	}
 	goes := map[artifact.Digest]bool{}
 	for _, v := range verdicts {
@@ -189,12 +189,12 @@ func (s *session) planAMIs(o pipeline.Retention, plan pipeline.Retained) (amiPla
 }
 
 // unanswered says that AWS did not say who uses AMIs.
-func unanswered(err error) error {
+func unanswered(err error, or string) error {
 	err = fmt.Errorf("cannot tell who uses the AMIs, so nothing was removed: %w", err)
 	if errors.As(err, new(*ami.DeniedError)) {
-		return hinted(err, "`rebake aws policy --with retention` prints what to grant; `--amis none` leaves AMIs alone")
+		return hinted(err, "`rebake aws policy --with retention` prints what to grant%s", or)
 	}
-	return hinted(err, "run it again when AWS answers; `--amis none` leaves AMIs alone")
+	return hinted(err, "run it again when AWS answers%s", or)
 }
 
 // wish is what is due for the AMIs of an image that is removed; without a step, why

@@ -28,6 +28,7 @@ import (
 	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/internal/pipeline"
 	"github.com/rebake/rebake/internal/state"
+	"github.com/rebake/rebake/test/awsfake"
 	"github.com/rebake/rebake/test/fake"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -52,6 +53,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("TMPDIR", filepath.Join(e.WorkDir, ".tmp"))
 			e.Setenv("NO_PROXY", "127.0.0.1")
 			e.Values[stallKey{}] = make(chan struct{}, 1)
+			e.Values[awsKey{}] = new(*awsfake.Cloud)
 			l, err := net.Listen("tcp", "127.0.0.1:0") // a free address for a router
 			if err != nil {
 				return err
@@ -67,6 +69,7 @@ func TestScripts(t *testing.T) {
 			"ok": scriptOK, "fails": scriptFails, "json": scriptJSON, "mkimage": scriptMkimage,
 			"mkfleet": scriptMkfleet, "hold": scriptHold, "stall": scriptStall, "schema": scriptSchema,
 			"registry": scriptRegistry, "doctor": scriptDoctor, "printf": scriptPrintf, "damage": scriptDamage, "serve": scriptServe, "holds": scriptHolds,
+			"aws": scriptAWS,
 		},
 	})
 }
@@ -338,6 +341,28 @@ func scriptStall(ts *testscript.TestScript, neg bool, args []string) {
 		srv.CloseClientConnections()
 		srv.Close()
 	})
+}
+
+type awsKey struct{}
+
+// scriptAWS starts an AWS with nothing in it, for the script; `aws deny ACTION`
+// refuses a call, as ec2:DescribeInstances, from then on, `aws deny` none.
+func scriptAWS(ts *testscript.TestScript, neg bool, args []string) {
+	cloud, _ := ts.Value(awsKey{}).(**awsfake.Cloud)
+	switch {
+	case neg || len(args) > 2 || len(args) > 0 && args[0] != "deny":
+		ts.Fatalf("usage: aws [deny [ACTION]]")
+	case len(args) > 0:
+		(*cloud).Set(func() { (*cloud).Deny = func(action string) bool { return len(args) > 1 && action == args[1] } })
+	default:
+		c := awsfake.New()
+		c.Speed = 1000
+		for k, v := range c.Env(c.Serve()) {
+			ts.Setenv(k, v)
+		}
+		*cloud = c
+		ts.Defer(c.Close)
+	}
 }
 
 // scriptServe DIR serves the files of a directory and sets $SERVE to their URL.
