@@ -1,5 +1,5 @@
 // Package builder is the seam to whatever boots a temporary machine and
-// captures its disk. Backends: builder/qemu.
+// captures its disk. Backends: builder/qemu, builder/amazon.
 package builder
 
 import (
@@ -45,6 +45,22 @@ type Checkpointer interface {
 	// older ones of its key, which stay good for who goes on from them. nil finish:
 	// there is nothing to do. After an error the machine goes on as well.
 	Save(ctx context.Context, m Machine, key artifact.Digest, memory bool, note []byte) (finish func(context.Context) error, err error)
+}
+
+// Publisher is the optional power of a builder to make of a captured disk what its
+// cloud boots by itself, before the image can be seen.
+type Publisher interface {
+	// Publish makes it, and returns what records it, to be attached to the image.
+	// img was described: its digest is known. The same again makes nothing twice.
+	// What was made is machine id's, and Destroy removes it, as long as the store
+	// does not have the image; once it has, Destroy leaves it to the image.
+	Publish(ctx context.Context, id string, d artifact.Disk, img artifact.Image) ([]Document, error)
+}
+
+// Document is an attachment with its bytes.
+type Document struct {
+	artifact.Attachment
+	Body []byte
 }
 
 // Checkpoint is a saved state of a machine.

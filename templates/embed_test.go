@@ -69,7 +69,7 @@ func TestWriteOverwritesNothing(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
-	if want := []string{"child", "from-url", "minimal", "web"}; !slices.Equal(Names(), want) {
+	if want := []string{"amazon", "child", "from-url", "minimal", "web"}; !slices.Equal(Names(), want) {
 		t.Errorf("got %v", Names())
 	}
 	if _, err := Write("../etc", t.TempDir()); err == nil {

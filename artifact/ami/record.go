@@ -22,13 +22,19 @@ func Keep(ctx context.Context, a artifact.Attacher, img artifact.Image, r Record
 			return nil
 		}
 	}
-	body, err := json.Marshal(r)
+	doc, body, err := r.Attachment(time.Now())
 	if err != nil {
 		return err
 	}
-	_, err = a.Attach(ctx, img.Digest, artifact.Attachment{Kind: Kind, Media: "application/json",
-		Created: time.Now().UTC().Truncate(time.Second), Notes: map[string]string{"dev.rebake.region": r.Region, "dev.rebake.ami": r.AMI}}, body)
+	_, err = a.Attach(ctx, img.Digest, doc, body)
 	return err
+}
+
+// Attachment is the record as an image keeps it.
+func (r Record) Attachment(created time.Time) (artifact.Attachment, []byte, error) {
+	body, err := json.Marshal(r)
+	return artifact.Attachment{Kind: Kind, Media: "application/json", Created: created.UTC().Truncate(time.Second),
+		Notes: map[string]string{"dev.rebake.region": r.Region, "dev.rebake.ami": r.AMI}}, body, err
 }
 
 // Records are the AMIs that were made of an image and not removed by rebake since,

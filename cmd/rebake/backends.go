@@ -10,6 +10,7 @@ import (
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/artifact/oci"
 	"github.com/rebake/rebake/builder"
+	"github.com/rebake/rebake/builder/amazon"
 	"github.com/rebake/rebake/builder/qemu"
 	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/fleet/alb"
@@ -33,7 +34,7 @@ import (
 func backends() pipeline.Backends {
 	return pipeline.Backends{
 		Kinds: template.Kinds{
-			Builders:     map[string]func() any{"qemu": func() any { return new(qemu.Config) }},
+			Builders:     map[string]func() any{"qemu": func() any { return new(qemu.Config) }, "amazon": func() any { return new(amazon.Config) }},
 			Provisioners: map[string]func() any{"shell": func() any { return new(shell.Config) }, "file": func() any { return new(file.Config) }, "breakpoint": func() any { return new(breakpoint.Config) }},
 			Checks:       check.Kinds(),
 			Pools:        map[string]func() any{"qemu": func() any { return new(poolqemu.Config) }, "asg": func() any { return new(asg.Config) }},
@@ -52,19 +53,35 @@ func backends() pipeline.Backends {
 	}
 }
 
-func newBuilder(env pipeline.Env, b template.Build) (builder.Builder, error) {
-	if b.Kind != "qemu" {
-		return nil, b.Block.Errorf("", "unknown builder %q", b.Kind)
+func newBuilder(env pipeline.Env, b template.Build) (made builder.Builder, err error) {
+	switch b.Kind {
+	case "qemu":
+		var cfg qemu.Config
+		if err := b.Block.Decode(&cfg); err != nil {
+			return nil, err
+		}
+		made, err = qemu.New(cfg, qemu.Deps{State: env.State, Store: env.Store, Use: env.CheckBase})
+	case "amazon":
+		cfg := amazon.Config{Keyed: new(amazon.Config)}
+		if err := errors.Join(b.Block.Masked().Decode(cfg.Keyed), b.Block.Decode(&cfg)); err != nil {
+			return nil, err
+		}
+		made, err = amazon.New(cfg, amazonDeps(env, b.Block.Dir()))
+	default:
+		err = fmt.Errorf("unknown builder %q", b.Kind)
 	}
-	var cfg qemu.Config
-	if err := b.Block.Decode(&cfg); err != nil {
-		return nil, err
-	}
-	k, err := qemu.New(cfg, qemu.Deps{State: env.State, Store: env.Store, Use: env.CheckBase})
 	if err != nil {
 		return nil, b.Block.Errorf("", "%v", err)
 	}
-	return k, nil
+	return made, nil
+}
+
+func amazonDeps(env pipeline.Env, dir string) amazon.Deps {
+	return amazon.Deps{State: env.State, Dir: dir, Store: env.Store, Address: env.Address, Use: env.CheckBase,
+		Open: func(address string) (artifact.Store, error) {
+			other, err := env.In(address)
+			return other.Store, err
+		}}
 }
 
 func newProvisioner(s template.Step, env pipeline.StepEnv) (p provisioner.Provisioner, err error) {
@@ -178,8 +195,11 @@ func sweep(ctx context.Context, env pipeline.Env) (gone []string, err error) {
 }
 
 func destroyer(env pipeline.Env, kind string) func(id string) error {
-	if kind != "qemu" {
-		return nil
+	switch kind {
+	case "qemu":
+		return func(id string) error { return qemu.Destroy(context.Background(), env.State, id) }
+	case "amazon":
+		return func(id string) error { return amazon.Destroy(context.Background(), amazonDeps(env, ""), id) }
 	}
-	return func(id string) error { return qemu.Destroy(context.Background(), env.State, id) }
+	return nil
 }

@@ -117,7 +117,7 @@ func (k *bake) run(ctx context.Context) (img artifact.Image, logPath string, err
 		return img, logPath, err
 	}
 	img, err = event.Do(ctx, "register", func(ctx context.Context) (artifact.Image, error) {
-		return k.register(ctx, &baking{id: c.id, rig: r, got: stored, tests: tests, holds: holds})
+		return k.register(ctx, &baking{id: c.id, rig: r, disk: disk, got: stored, tests: tests, holds: holds})
 	})
 	return img, logPath, err
 }
@@ -243,7 +243,7 @@ func (k *bake) retag(ctx context.Context, d artifact.Digest) error {
 
 // cleanUp destroys the build's machines on a context that nobody cancelled.
 func (k *bake) cleanUp(ctx context.Context, c *claim) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), k.destroyTimeout(time.Minute))
 	defer cancel()
 	ids, err := machines(k.env.State, c.id)
 	for i := len(ids) - 1; i >= 0; i-- {
@@ -260,6 +260,14 @@ func (k *bake) sshTimeout() time.Duration {
 		return t.SSHTimeout()
 	}
 	return 5 * time.Minute
+}
+
+// destroyTimeout is how long the removal of a machine may take: a cloud's takes minutes.
+func (k *bake) destroyTimeout(here time.Duration) time.Duration {
+	if t, ok := k.builder.(interface{ DestroyTimeout() time.Duration }); ok {
+		return t.DestroyTimeout()
+	}
+	return here
 }
 
 // openLog adds a file to the readers of the build's events.

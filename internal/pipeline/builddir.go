@@ -180,7 +180,8 @@ func collect(env Env, id string) ([]Removed, error) {
 		return nil, err
 	}
 	var gone []Removed
-	for _, m := range ids {
+	for i := len(ids) - 1; i >= 0; i-- { // what was made last may hold what was made before
+		m := ids[i]
 		_, statErr := os.Stat(d.Build(m))
 		if err := destroy(m); err != nil {
 			return gone, fmt.Errorf("destroy %s: %w", m, err)

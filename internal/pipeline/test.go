@@ -58,7 +58,7 @@ func (k *bake) testBoot(ctx context.Context, id string, disk artifact.Disk, full
 		if err != nil {
 			k.keepConsole(ctx, mach, id)
 		}
-		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), k.destroyTimeout(30*time.Second))
 		defer cancel()
 		if derr := k.builder.Destroy(clean, id); derr != nil {
 			event.Warnf(ctx, "test machine %s: %v", id, derr)

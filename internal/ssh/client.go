@@ -221,3 +221,12 @@ func (c *Client) DialPort(ctx context.Context, port int) (net.Conn, error) {
 	}
 	return n.DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
 }
+
+// DialAddr opens a connection from the guest to an address that it reaches.
+func (c *Client) DialAddr(ctx context.Context, addr string) (net.Conn, error) {
+	n, err := c.use()
+	if err != nil {
+		return nil, err
+	}
+	return n.DialContext(ctx, "tcp", addr)
+}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	buildamazon "github.com/rebake/rebake/builder/amazon"
 	buildqemu "github.com/rebake/rebake/builder/qemu"
 	"github.com/rebake/rebake/fleet/alb"
 	"github.com/rebake/rebake/fleet/asg"
@@ -22,7 +23,7 @@ import (
 // reference nor a shipped template promises what they do not take.
 func realKinds() template.Kinds {
 	return template.Kinds{
-		Builders:     map[string]func() any{"qemu": func() any { return new(buildqemu.Config) }},
+		Builders:     map[string]func() any{"qemu": func() any { return new(buildqemu.Config) }, "amazon": func() any { return new(buildamazon.Config) }},
 		Provisioners: map[string]func() any{"shell": func() any { return new(shell.Config) }, "file": func() any { return new(file.Config) }, "breakpoint": func() any { return new(breakpoint.Config) }},
 		Checks:       check.Kinds(),
 		Pools:        map[string]func() any{"qemu": func() any { return new(poolqemu.Config) }, "asg": func() any { return new(asg.Config) }},

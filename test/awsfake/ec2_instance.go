@@ -334,6 +334,9 @@ func (r *region) terminateInstances(in *ec2.TerminateInstancesInput) (*ec2.Termi
 	out := &ec2.TerminateInstancesOutput{}
 	for _, i := range list {
 		before := i.State
+		if s := i.state(); s == ec2types.InstanceStateNamePending || s == ec2types.InstanceStateNameRunning {
+			i.StateReason = because("Client.UserInitiatedShutdown", "User initiated shutdown")
+		}
 		r.end(i)
 		out.TerminatingInstances = append(out.TerminatingInstances, ec2types.InstanceStateChange{InstanceId: i.InstanceId, PreviousState: before, CurrentState: i.State})
 	}
@@ -350,15 +353,8 @@ func (r *region) stopInstances(in *ec2.StopInstancesInput) (*ec2.StopInstancesOu
 		before := i.State
 		switch i.state() {
 		case ec2types.InstanceStateNameRunning:
-			i.become(ec2types.InstanceStateNameStopping)
-			i.halt()
-			run := i.run
-			r.cloud.after(r.cloud.Delays.Stopping, func() {
-				if i.run == run && i.state() == ec2types.InstanceStateNameStopping {
-					i.become(ec2types.InstanceStateNameStopped)
-					i.PublicIpAddress, i.PublicDnsName = nil, nil
-				}
-			})
+			i.StateReason = because("Client.UserInitiatedShutdown", "User initiated shutdown")
+			r.stop(i)
 		case ec2types.InstanceStateNameStopped, ec2types.InstanceStateNameStopping:
 		default:
 			return nil, refuse("IncorrectInstanceState", "The instance '%s' is not in a state from which it can be stopped.", *i.InstanceId)
@@ -366,6 +362,39 @@ func (r *region) stopInstances(in *ec2.StopInstancesInput) (*ec2.StopInstancesOu
 		out.StoppingInstances = append(out.StoppingInstances, ec2types.InstanceStateChange{InstanceId: i.InstanceId, PreviousState: before, CurrentState: i.State})
 	}
 	return out, nil
+}
+
+func (r *region) stop(i *instance) {
+	i.become(ec2types.InstanceStateNameStopping)
+	i.halt()
+	run := i.run
+	r.cloud.after(r.cloud.Delays.Stopping, func() {
+		if i.run == run && i.state() == ec2types.InstanceStateNameStopping {
+			i.become(ec2types.InstanceStateNameStopped)
+			i.PublicIpAddress, i.PublicDnsName = nil, nil
+		}
+	})
+}
+
+func because(code, text string) *ec2types.StateReason {
+	return &ec2types.StateReason{Code: aws.String(code), Message: aws.String(code + ": " + text)}
+}
+
+// PowerOff has the guest of an instance shut down by itself: the instance stops,
+// or ends, as it was launched to. One that does not run stays as it is.
+func (c *Cloud) PowerOff(regionName, id string) {
+	c.in(regionName, func(r *region) {
+		i, ok := r.instances.get(id)
+		if !ok || i.state() != ec2types.InstanceStateNameRunning {
+			return
+		}
+		i.StateReason = because("Client.InstanceInitiatedShutdown", "Instance initiated shutdown")
+		if i.shutdown == string(ec2types.ShutdownBehaviorTerminate) {
+			r.end(i)
+			return
+		}
+		r.stop(i)
+	})
 }
 
 func (r *region) startInstances(in *ec2.StartInstancesInput) (*ec2.StartInstancesOutput, error) {

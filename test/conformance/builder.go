@@ -31,7 +31,8 @@ type BuilderWorld struct {
 	Again func(t *testing.T) builder.Builder
 	// Other makes a builder of another base, on the same state.
 	Other func(t *testing.T) builder.Builder
-	// Fetched counts the reads of the base from where it comes from.
+	// Fetched counts the reads of the base from where it comes from; nil: it stays
+	// there, and is never read.
 	Fetched func() int
 	// Kill ends a machine as a crash would.
 	Kill func(t *testing.T, id string)
@@ -105,8 +106,15 @@ func (s *builderSuite) nothingLeft() {
 	}
 }
 
+func (s *builderSuite) fetched() int {
+	if s.Fetched == nil {
+		return 0
+	}
+	return s.Fetched()
+}
+
 func (s *builderSuite) key() {
-	before := s.Fetched()
+	before := s.fetched()
 	key, err := s.Builder.Key(s.t.Context())
 	s.ok(err)
 	if key == "" {
@@ -120,7 +128,7 @@ func (s *builderSuite) key() {
 	if other, err := s.Other(s.t).Key(s.t.Context()); err != nil || other == key {
 		s.t.Errorf("another base has key %s, %v", other, err)
 	}
-	if n := s.Fetched() - before; n != 0 {
+	if n := s.fetched() - before; n != 0 {
 		s.t.Errorf("the base was read %d times", n)
 	}
 	_, err = s.Builder.Prepare(s.t.Context())
@@ -131,7 +139,7 @@ func (s *builderSuite) key() {
 }
 
 func (s *builderSuite) prepare() {
-	before := s.Fetched()
+	before := s.fetched()
 	var bases [6]builder.Base
 	var wg sync.WaitGroup
 	for i := range bases {
@@ -155,13 +163,13 @@ func (s *builderSuite) prepare() {
 	if b := bases[0]; b.Ref == "" || b.Digest == "" || b.Arch == "" || b.DiskSize <= 0 {
 		s.t.Errorf("the base says too little of itself: %+v", b)
 	}
-	after := s.Fetched()
-	if after == before {
+	after := s.fetched()
+	if after == before && s.Fetched != nil {
 		s.t.Error("the base was never read: the test is blind")
 	}
 	_, err := s.Again(s.t).Prepare(s.t.Context())
 	s.ok(err)
-	if s.Fetched() != after {
+	if s.fetched() != after {
 		s.t.Error("a prepared base was read again")
 	}
 }
@@ -440,6 +448,10 @@ func (s *builderSuite) read(d artifact.Disk) (sum [32]byte) {
 		}
 		written = written || !e.Zero && !e.Inherited
 		for end := at + e.Length; at < end; {
+			if left := end - at; e.Zero && left > 64<<20 { // of a gigabyte of zeros some are enough
+				fmt.Fprint(h, "zeros ", left)
+				at = end - 1<<20
+			}
 			p := buf[:min(int64(len(buf)), end-at)]
 			if n, err := d.ReadAt(p, at); n != len(p) || err != nil && !errors.Is(err, io.EOF) {
 				s.t.Fatalf("read at %d: %d bytes, %v", at, n, err)

@@ -108,16 +108,23 @@ func (b *Builder) Prepare(ctx context.Context) (builder.Base, error) {
 		return base, err
 	}
 	defer func() { _ = os.RemoveAll(tmp) }() // the test's own directory goes anyway
-	for name, data := range b.files() {
-		p := filepath.Join(tmp, name)
-		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
-			return base, err
-		}
-		if err := os.WriteFile(p, []byte(data), 0o644); err != nil {
-			return base, err
-		}
+	if err := b.plantBase(tmp); err != nil {
+		return base, err
 	}
 	return base, packDir(tmp, b.basePath())
+}
+
+func (b *Builder) plantBase(dir string) error {
+	for name, data := range b.files() {
+		p := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(p, []byte(data), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // packDir writes dir as the tar to, all or nothing.

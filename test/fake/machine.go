@@ -77,6 +77,7 @@ type machine struct {
 	ports map[int]string
 	stop  []io.Closer
 	lock  *flock.Flock // held while it runs: how another process knows
+	seed  *Seed        // nil: the Builder tells it its keys
 
 	once  sync.Once
 	done  chan struct{}
@@ -85,8 +86,12 @@ type machine struct {
 
 // start makes a machine's tree from the tar in r, and boots it; with the keys of
 // a checkpoint it goes on as that machine.
-func (b *Builder) start(id string, r io.Reader, ports []int, as *keys) (_ builder.Machine, err error) {
-	m := &machine{b: b, id: id, dir: filepath.Join(b.Dir, id), ports: map[int]string{}, done: make(chan struct{})}
+func (b *Builder) start(id string, r io.Reader, ports []int, as *keys) (builder.Machine, error) {
+	return b.boot(&machine{b: b, id: id}, r, ports, as)
+}
+
+func (b *Builder) boot(m *machine, r io.Reader, ports []int, as *keys) (_ *machine, err error) {
+	m.dir, m.ports, m.done = filepath.Join(b.Dir, m.id), map[int]string{}, make(chan struct{})
 	if !plainPath.MatchString(m.dir) {
 		return nil, fmt.Errorf("directory %s has characters that a fake machine cannot have in its path", m.dir)
 	}
@@ -95,7 +100,7 @@ func (b *Builder) start(id string, r io.Reader, ports []int, as *keys) (_ builde
 	}
 	m.lock = flock.New(filepath.Join(m.dir, "lock"))
 	if ok, err := m.lock.TryLock(); err != nil || !ok {
-		return nil, errors.Join(err, fmt.Errorf("machine %s runs already", id))
+		return nil, errors.Join(err, fmt.Errorf("machine %s runs already", m.id))
 	}
 	defer func() {
 		if err != nil {
@@ -113,7 +118,7 @@ func (b *Builder) start(id string, r io.Reader, ports []int, as *keys) (_ builde
 	if b.live == nil {
 		b.live = map[string]*machine{}
 	}
-	b.live[id] = m
+	b.live[m.id] = m
 	return m, nil
 }
 
@@ -153,6 +158,9 @@ func (m *machine) plant(r io.Reader, as *keys) error {
 		if _, as.Login, err = newKey(); err == nil {
 			_, as.Host, err = newKey()
 		}
+		if m.seed != nil {
+			as.Host = m.seed.HostKey
+		}
 		if err != nil {
 			return err
 		}
@@ -176,6 +184,9 @@ func (m *machine) plant(r io.Reader, as *keys) error {
 		"etc/ssh/ssh_host_ed25519_key":     as.Host,
 		"etc/ssh/ssh_host_ed25519_key.pub": ssh.MarshalAuthorizedKey(m.host),
 		"etc/hostname":                     []byte(m.id + "\n"),
+	}
+	if m.seed != nil {
+		seed["root/.ssh/authorized_keys"] = []byte(strings.Join(m.seed.Authorized, "\n") + "\n")
 	}
 	if old, err := root.ReadFile("etc/machine-id"); err != nil || len(old) == 0 {
 		seed["etc/machine-id"] = []byte(hex.EncodeToString(id) + "\n")
@@ -212,7 +223,11 @@ func (m *machine) listen(ports []int) error {
 		return err
 	}
 	m.stop = append(m.stop, orders)
-	if err := m.sshd.Start(""); err != nil {
+	at := ""
+	if m.seed != nil {
+		at = m.seed.Addr
+	}
+	if err := m.sshd.Start(at); err != nil {
 		return err
 	}
 	m.ports[22] = m.sshd.Addr()
