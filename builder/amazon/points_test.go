@@ -2,6 +2,6 @@
 
 package amazon
 
-// everyPoint: the quick tests kill at half of the calls before the cloud got them,
-// and at the other half after; `make e2e-aws` at each in both ways.
+// everyPoint: the quick tests kill at every fourth call before the cloud gets it,
+// and at others after; `make e2e-aws` at each in both ways.
 const everyPoint = false

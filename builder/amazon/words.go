@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -41,18 +42,25 @@ func inWords(ctx context.Context, err error) error {
 	var say string
 	switch c := code(err); {
 	case slices.Contains(deniedCodes, c):
-		say = "the AWS identity lacks the permission " + action
+		if m := performs.FindStringSubmatch(err.Error()); m != nil { // it may be one that the call needs besides its own
+			action = m[1]
+		}
+		say = "the AWS identity lacks the permission " + action + " (`rebake aws policy` prints all that the template needs)"
 	case c == "AuthFailure" || c == "InvalidClientTokenId" || c == "UnrecognizedClientException" || c == "ExpiredToken" || c == "ExpiredTokenException" || c == "RequestExpired":
 		say = "AWS does not know these credentials, or they have expired (`aws sts get-caller-identity` tells)"
 	case c == "OptInRequired":
 		say = "this AWS account has not enabled the region, or the product of that AMI"
 	case c == "InvalidKMSKey.InvalidState" || c == "KMSKeyNotAccessibleFault" || strings.HasPrefix(c, "KMS."):
 		say = "the KMS key cannot be used: it is disabled, in another region, or its policy does not name this identity"
+	case strings.Contains(err.Error(), "get identity: get credentials"):
+		say = "no AWS credentials were found (`aws configure`, AWS_PROFILE, or the environment's)"
 	default:
 		return err
 	}
 	return fmt.Errorf("%s: %w", say, err)
 }
+
+var performs = regexp.MustCompile(`not authorized to perform:? ([a-z0-9-]+:[A-Za-z]+)`)
 
 // permission is the IAM action of a call.
 func permission(op *smithy.OperationError) string {
