@@ -2,6 +2,7 @@ package asg
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/autoscaling"
 	astypes "github.com/aws/aws-sdk-go-v2/service/autoscaling/types"
+	"github.com/aws/smithy-go"
 
 	"github.com/rebake/rebake/fleet"
 )
@@ -45,7 +47,7 @@ func (p *Pool) Retire(ctx context.Context, id fleet.GroupID) error {
 
 // empty takes every protection off and waits until no instance is left.
 func (p *Pool) empty(ctx context.Context, g group) error {
-	_, err := p.as.UpdateAutoScalingGroup(ctx, &autoscaling.UpdateAutoScalingGroupInput{AutoScalingGroupName: g.AutoScalingGroupName,
+	err := p.update(ctx, g, &autoscaling.UpdateAutoScalingGroupInput{AutoScalingGroupName: g.AutoScalingGroupName,
 		MinSize: aws.Int32(0), DesiredCapacity: aws.Int32(0), NewInstancesProtectedFromScaleIn: aws.Bool(false), DeletionProtection: astypes.DeletionProtectionNone})
 	if err != nil && !gone(err) {
 		return fmt.Errorf("shrink group %s to nothing: %w", g.name(), err)
@@ -75,6 +77,27 @@ func (p *Pool) empty(ctx context.Context, g group) error {
 		}
 		return fmt.Sprintf("%d instances of %s to end%s%s", len(now.Instances), g.name(), hooked, standby), nil
 	})
+}
+
+// update changes a group whose target groups may have gone before it, as with
+// `fleet destroy`: one that names what is not there takes no change.
+func (p *Pool) update(ctx context.Context, g group, in *autoscaling.UpdateAutoScalingGroupInput) error {
+	_, err := p.as.UpdateAutoScalingGroup(ctx, in)
+	if !targetless(err) {
+		return err
+	}
+	if _, err := p.as.DetachLoadBalancerTargetGroups(ctx, &autoscaling.DetachLoadBalancerTargetGroupsInput{
+		AutoScalingGroupName: g.AutoScalingGroupName, TargetGroupARNs: g.TargetGroupARNs}); err != nil {
+		return fmt.Errorf("take group %s from target groups that are gone: %w", g.name(), err)
+	}
+	_, err = p.as.UpdateAutoScalingGroup(ctx, in)
+	return err
+}
+
+// targetless is of a group that is behind target groups which are gone.
+func targetless(err error) bool {
+	var api smithy.APIError
+	return errors.As(err, &api) && api.ErrorCode() == "ValidationError" && strings.Contains(api.ErrorMessage(), "Target Groups may not be valid")
 }
 
 // remove deletes an empty group and waits until it is not seen any more.
@@ -107,7 +130,7 @@ func (p *Pool) unpin(ctx context.Context, left []group) error {
 		if aws.ToInt32(g.MinSize) == least && aws.ToString(g.HealthCheckType) == check {
 			continue
 		}
-		if _, err := p.as.UpdateAutoScalingGroup(ctx, &autoscaling.UpdateAutoScalingGroupInput{
+		if err := p.update(ctx, g, &autoscaling.UpdateAutoScalingGroupInput{
 			AutoScalingGroupName: g.AutoScalingGroupName, MinSize: &least, HealthCheckType: &check}); err != nil {
 			return fmt.Errorf("let group %s scale again: %w", g.name(), err)
 		}

@@ -97,7 +97,7 @@ var table = map[Feature][]Grant{
 		{Sid: "LaunchFleets", Also: []string{"ec2:RunInstances"}, Resources: []string{"arn:PARTITION:ec2:*:*:*/*", images, snapshots},
 			When: Condition{"ArnLike": {"ec2:LaunchTemplate": {"arn:PARTITION:ec2:*:*:launch-template/*"}}}},
 		{Sid: "MakeFleets", Calls: []string{"autoscaling:CreateAutoScalingGroup", "autoscaling:CreateOrUpdateTags"}, Resources: []string{groups}, When: given(ofFleet)},
-		{Sid: "ChangeFleets", Calls: []string{"autoscaling:BatchPutScheduledUpdateGroupAction", "autoscaling:DeleteAutoScalingGroup", "autoscaling:LaunchInstances", "autoscaling:PutLifecycleHook",
+		{Sid: "ChangeFleets", Calls: []string{"autoscaling:BatchPutScheduledUpdateGroupAction", "autoscaling:DeleteAutoScalingGroup", "autoscaling:DetachLoadBalancerTargetGroups", "autoscaling:LaunchInstances", "autoscaling:PutLifecycleHook",
 			"autoscaling:PutScalingPolicy", "autoscaling:SetDesiredCapacity", "autoscaling:SetInstanceProtection", "autoscaling:TerminateInstanceInAutoScalingGroup", "autoscaling:UpdateAutoScalingGroup"},
 			Resources: []string{groups}, When: has(ofFleet)},
 	},

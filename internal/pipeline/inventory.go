@@ -63,7 +63,9 @@ func (b *baking) encode(ctx context.Context) artifact.Digest {
 	return digestOf(b.list)
 }
 
-func digestOf(b []byte) artifact.Digest { return artifact.Digest(fmt.Sprintf("sha256:%x", sha256.Sum256(b))) }
+func digestOf(b []byte) artifact.Digest {
+	return artifact.Digest(fmt.Sprintf("sha256:%x", sha256.Sum256(b)))
+}
 
 // list attaches what the image holds, and bills of materials of it: not where its
 // packages cannot be told, because an empty bill would pass for a complete one.

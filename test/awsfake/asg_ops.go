@@ -191,6 +191,7 @@ func (r *region) detachTargetGroups(in *autoscaling.DetachLoadBalancerTargetGrou
 		return nil, err
 	}
 	for _, arn := range in.TargetGroupARNs {
+		g.TargetGroupARNs = slices.DeleteFunc(slices.Clone(g.TargetGroupARNs), func(a string) bool { return a == arn })
 		tg, ok := r.targetGroups.get(arn)
 		if !ok {
 			continue
@@ -202,7 +203,6 @@ func (r *region) detachTargetGroups(in *autoscaling.DetachLoadBalancerTargetGrou
 				}
 			}
 		}
-		g.TargetGroupARNs = slices.DeleteFunc(slices.Clone(g.TargetGroupARNs), func(a string) bool { return a == arn })
 	}
 	return &autoscaling.DetachLoadBalancerTargetGroupsOutput{}, nil
 }
