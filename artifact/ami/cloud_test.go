@@ -532,3 +532,46 @@ func TestAParentThatIsGoneIsPassedOver(t *testing.T) {
 		t.Errorf("%+v, %v", records, err)
 	}
 }
+
+// begun is the snapshot that a machine began and could not fill.
+func (w *world) begun() string {
+	w.t.Helper()
+	stop := w.fake.Fault(awsfake.Fault{Action: "ebs:PutSnapshotBlock", Skip: 1, Code: "InternalServerException"})
+	defer stop()
+	if _, err := Publish(w.t.Context(), w.c[here], w.store, w.img, Options{poll: time.Millisecond, Parallel: 1, Work: w.t.TempDir()}); err == nil {
+		w.t.Fatal("nothing failed")
+	}
+	out := ok[*ec2.DescribeSnapshotsOutput](w.t)(w.c[here].EC2.DescribeSnapshots(w.t.Context(), &ec2.DescribeSnapshotsInput{OwnerIds: []string{"self"}}))
+	if len(out.Snapshots) != 1 {
+		w.t.Fatalf("%d snapshots", len(out.Snapshots))
+	}
+	return aws.ToString(out.Snapshots[0].SnapshotId)
+}
+
+func TestAnotherMachineGoesOnWithASnapshot(t *testing.T) {
+	w := newWorld(t)
+	first := w.begun()
+	records, err := Publish(t.Context(), w.c[here], w.store, w.img, Options{poll: time.Millisecond, Work: t.TempDir()})
+	if err != nil || records[0].Snapshot != first || records[0].Sent != smallDisk {
+		t.Errorf("%+v, %v, want %s", records, err, first)
+	}
+}
+
+func TestASnapshotThatWasDroppedIsPassedOver(t *testing.T) {
+	w := newWorld(t)
+	w.fake.Set(func() {
+		w.fake.Speed, w.fake.Now = 5e5, func() time.Time { return time.Now().Add(-time.Hour) } // it is dropped in 7 ms
+	})
+	first := w.begun()
+	for state := types.SnapshotStatePending; state == types.SnapshotStatePending; time.Sleep(5 * time.Millisecond) {
+		var err error
+		if state, err = w.c[here].snapshotState(t.Context(), first); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.fake.Set(func() { w.fake.Speed, w.fake.Now = 1000, nil })
+	records, err := Publish(t.Context(), w.c[here], w.store, w.img, Options{poll: time.Millisecond, Work: t.TempDir()})
+	if err != nil || records[0].Snapshot == first || records[0].Sent != smallDisk {
+		t.Errorf("%+v, %v, not %s", records, err, first)
+	}
+}

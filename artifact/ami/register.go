@@ -151,8 +151,11 @@ func (c *Cloud) settle(ctx context.Context, id string, img artifact.Image, o Opt
 		}
 	}
 	if o.Deprecate > 0 {
-		at := created(i).Add(o.Deprecate)
-		if soon := time.Now().Add(deprecateIn); at.Before(soon) { // EC2 takes no time that is past
+		at, soon := created(i).Add(o.Deprecate), time.Now().Add(deprecateIn)
+		switch {
+		case created(i).IsZero():
+			at = time.Now().Add(o.Deprecate)
+		case at.Before(soon): // EC2 takes no time that is past
 			at = soon
 		}
 		if _, err := c.EC2.EnableImageDeprecation(ctx, &ec2.EnableImageDeprecationInput{ImageId: &id,
