@@ -284,5 +284,9 @@ func (s *session) amisStay(ref artifact.Ref, img artifact.Image) string {
 	if err != nil || len(records) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("\nits %d AMIs stay until retention: {ami: …} or `rebake ami rm %s` removes them", len(records), imageName(img))
+	its := fmt.Sprintf("its %d AMIs stay", len(records))
+	if len(records) == 1 {
+		its = "its AMI stays"
+	}
+	return fmt.Sprintf("\n%s until retention: {ami: …} or `rebake ami rm %s` removes what was published", its, imageName(img))
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -34,7 +35,7 @@ func doctorAWS(s *session) error {
 	if err != nil {
 		return err
 	}
-	at, err := access.Open(s.ctx, s.c.String("region"))
+	at, err := access.Open(s.ctx, cmp.Or(s.c.String("region"), n.Region))
 	if err != nil {
 		return err
 	}

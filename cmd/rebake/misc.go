@@ -135,7 +135,7 @@ func doctorCommand() *cli.Command {
 		Description: help("Lists each part with its version, whether it will do, and the command that mends it.\nWith --aws: whose credentials were found, the region, the clock, and each permission that the template needs, asked\nby dry runs and reads: nothing is made or changed. What is missing is printed as a policy to attach.",
 			"rebake doctor\nrebake doctor --aws web.yaml\nrebake doctor --aws --with retention --region eu-central-1"),
 		Flags: append([]cli.Flag{&cli.BoolFlag{Name: "aws", Usage: "check credentials and permissions in AWS instead"}, withFlag(),
-			&cli.StringFlag{Name: "region", Usage: "the `REGION` that is asked; as AWS_REGION or the profile says by default"}}, templateFlags()...),
+			&cli.StringFlag{Name: "region", Usage: "the `REGION` that is asked; as the template, AWS_REGION or the profile says by default"}}, templateFlags()...),
 		Action: with(func(s *session) error {
 			if s.c.Bool("aws") {
 				return doctorAWS(s)

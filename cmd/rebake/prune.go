@@ -120,10 +120,22 @@ func (s *session) planRetention(o pipeline.Retention) (pipeline.Retained, error)
 	if _, ok := s.Store.(artifact.Retirer); !ok && len(plan.Removals()) > 0 {
 		event.Warnf(s.ctx, "this store keeps nothing of what is removed, and may refuse to remove; fleets of other machines are not seen: what they run needs a tag")
 	}
-	if o.Name != "" && len(plan.Plan) == 0 {
+	if gone, err := s.wasRemoved(o.Name); err != nil {
+		return plan, err
+	} else if o.Name != "" && len(plan.Plan) == 0 && !gone {
 		return plan, hinted(fmt.Errorf("no image of the name %s: %w", o.Name, artifact.ErrNotFound), "`rebake images ls` lists the names")
 	}
 	return plan, nil
+}
+
+// wasRemoved tells whether images of a name were removed: their AMIs may be there still.
+func (s *session) wasRemoved(name string) (bool, error) {
+	st, ok := s.Store.(artifact.Retirer)
+	if !ok || name == "" {
+		return false, nil
+	}
+	all, err := st.Removed(s.ctx, name)
+	return len(all) > 0, err
 }
 
 // retention is what the command line asks for.

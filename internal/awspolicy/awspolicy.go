@@ -76,6 +76,7 @@ func (g Grant) Actions() []string {
 // Need is what a template, or a person, wants to do.
 type Need struct {
 	Features  map[Feature]string // and what of the template asks for it
+	Region    string             // that a block names; "": the environment's
 	Partition string             // "": aws
 	Bucket    string             // of State, with its Prefix
 	Prefix    string

@@ -90,6 +90,13 @@ func TestATemplateNeedsWhatItsBlocksSay(t *testing.T) {
 	}
 }
 
+func TestTheRegionIsTheBlocks(t *testing.T) {
+	n, err := For(load(t, "name: web\nbuild: {amazon: {region: cn-north-1}}\n"))
+	if err != nil || n.Region != "cn-north-1" || n.Partition != "aws-cn" {
+		t.Errorf("%+v, %v", n, err)
+	}
+}
+
 func all() Need {
 	n := Need{KeyARNs: []string{"arn:aws-cn:kms:cn-north-1:1:key/a"}, Partition: PartitionOf("cn-north-1"), Adopted: []string{"arn:aws-cn:elasticloadbalancing:cn-north-1:1:listener-rule/app/a/b/c/d"}}
 	for _, f := range Features() {

@@ -1,6 +1,7 @@
 package awspolicy
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -79,7 +80,7 @@ func (n *Need) build(where string, m map[string]any) {
 // common is what any block may say: its region and its keys.
 func (n *Need) common(where string, m map[string]any) {
 	if r, ok := m["region"].(string); ok {
-		n.Partition = PartitionOf(r)
+		n.Region, n.Partition = cmp.Or(n.Region, r), PartitionOf(r)
 	}
 	n.encryption(where, m)
 }

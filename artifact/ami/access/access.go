@@ -81,10 +81,7 @@ func (s *Session) Region() string { return s.cfg.Region }
 
 // Who asks who these credentials are. It needs no permission.
 func (s *Session) Who(ctx context.Context) (Who, error) {
-	w := Who{Region: s.cfg.Region, Endpoint: os.Getenv("AWS_ENDPOINT_URL")}
-	if e := aws.ToString(s.cfg.BaseEndpoint); e != "" {
-		w.Endpoint = e
-	}
+	w := Who{Region: s.cfg.Region, Endpoint: endpoints(os.Environ())}
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("no answer within %s", patience))
 	defer cancel()
 	creds, err := s.cfg.Credentials.Retrieve(ctx)
@@ -101,6 +98,20 @@ func (s *Session) Who(ctx context.Context) (Who, error) {
 		w.Skew = time.Until(at).Round(time.Second)
 	}
 	return w, nil
+}
+
+// endpoints are those that the environment names instead of AWS's own, for all
+// services or for one.
+func endpoints(environ []string) string {
+	var out []string
+	for _, e := range environ {
+		name, url, _ := strings.Cut(e, "=")
+		if service, ok := strings.CutPrefix(name, "AWS_ENDPOINT_URL"); ok && url != "" {
+			out = append(out, strings.ToLower(strings.TrimPrefix(service+" ", "_"))+url)
+		}
+	}
+	slices.Sort(out)
+	return strings.TrimSpace(strings.Join(out, ","))
 }
 
 func cause(ctx context.Context, err error) error {

@@ -126,3 +126,15 @@ func TestCredentialsThatAWSDoesNotTake(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+func TestEndpointsAreTold(t *testing.T) {
+	for want, environ := range map[string][]string{
+		"":                   {"PATH=/bin", "AWS_ENDPOINT_URL="},
+		"http://a":           {"AWS_ENDPOINT_URL=http://a"},
+		"http://a,s3 http:b": {"AWS_ENDPOINT_URL_S3=http:b", "AWS_ENDPOINT_URL=http://a"},
+	} {
+		if got := endpoints(environ); got != want {
+			t.Errorf("%q: %q, want %q", environ, got, want)
+		}
+	}
+}
