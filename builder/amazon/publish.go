@@ -296,6 +296,7 @@ func (b *Builder) finish(ctx context.Context, r *region, rec ami.Record) (ami.Re
 		return rec, errors.Join(fmt.Errorf("%s in %s is not to be seen", rec.AMI, r.name), err)
 	}
 	i := out.Images[0]
+	rec.Account = aws.ToString(i.OwnerId)
 	rec.Time = time.Now().UTC().Truncate(time.Second)
 	if t, err := time.Parse(time.RFC3339, aws.ToString(i.CreationDate)); err == nil {
 		rec.Time = t.UTC()
