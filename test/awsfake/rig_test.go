@@ -164,3 +164,7 @@ func (r *rig) health(arn string) map[elbtypes.TargetHealthStateEnum]int {
 	}
 	return states
 }
+
+func attribute(key, value string) []elbtypes.TargetGroupAttribute {
+	return []elbtypes.TargetGroupAttribute{{Key: &key, Value: &value}}
+}
