@@ -128,7 +128,7 @@ func TestAnAMIIsTheImagesOwnOnceTheImageIsThere(t *testing.T) {
 	}
 	records, err := ami.Records(t.Context(), w.store, img)
 	w.ok(err)
-	if len(records) != 2 || records[0].Region != here || records[1].Region != there || records[1].From != records[0].AMI || records[0].Name != ami.Name(img) {
+	if len(records) != 2 || records[0].Region != here || records[1].Region != there || records[1].From != records[0].AMI || records[0].Name != ami.Name(img) || records[0].Account != awsfake.Account {
 		t.Fatalf("records: %+v", records)
 	}
 	for _, r := range records {

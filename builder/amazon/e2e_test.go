@@ -628,7 +628,7 @@ func (s *site) all() []string {
 
 func TestATemplateEndsInAnAMIAndAnImage(t *testing.T) {
 	s := newSite(t)
-	s.write("echo baked here >/root/made")
+	s.write("echo baked here >$HOME/made")
 	before := s.all()
 	out := s.rebake("build", "tiny.yaml")
 	if !strings.Contains(out, "baked tiny:") {
@@ -641,9 +641,14 @@ func TestATemplateEndsInAnAMIAndAnImage(t *testing.T) {
 	}
 	s.rebake("images", "verify", "tiny:latest")
 	s.rebake("images", "export", "tiny:latest", "--format", "raw", filepath.Join(s.dir, "disk.raw"))
-	disk, err := os.ReadFile(filepath.Join(s.dir, "disk.raw"))
-	if err != nil || len(disk) != 1<<30 || !bytes.Contains(disk, []byte("baked here\n")) {
-		t.Errorf("the disk has %d bytes, and not what was written to it: %v", len(disk), err)
+	f, err := os.Open(filepath.Join(s.dir, "disk.raw"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	head, err := io.ReadAll(io.LimitReader(f, 200<<20)) // moto makes volumes of 15 GiB
+	if err != nil || !bytes.Contains(head, []byte("baked here\n")) {
+		t.Errorf("the disk does not hold what was written to it: %v", err)
 	}
 	var left []string
 	for _, r := range s.all() {
@@ -654,8 +659,8 @@ func TestATemplateEndsInAnAMIAndAnImage(t *testing.T) {
 			t.Errorf("the build's tag is left: %s", r)
 		}
 	}
-	// moto leaves a snapshot without tags behind each copy.
-	left = slices.DeleteFunc(left, func(r string) bool { return strings.HasPrefix(r, there+" snap-") })
+	// moto makes a snapshot without tags for each AMI that is registered.
+	left = slices.DeleteFunc(left, func(r string) bool { return strings.Contains(r, " snap-") && strings.HasSuffix(r, " []") })
 	if len(left) > 0 {
 		t.Errorf("left: %q", left)
 	}
@@ -696,7 +701,7 @@ func TestGCRemovesWhatAKilledBuildMadeAndNothingElse(t *testing.T) {
 	if out := s.rebake("gc"); !strings.Contains(out, "machine") {
 		t.Errorf("gc says %q", out)
 	}
-	if after := s.all(); !slices.Equal(after, before) {
+	if after := s.all(); !slices.Equal(after, before) { // no AMI was registered yet
 		t.Errorf("after gc there is\n%s\nwant\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
 	}
 	entries, err := os.ReadDir(filepath.Join(s.home, "builds"))

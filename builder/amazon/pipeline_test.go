@@ -84,6 +84,7 @@ func (w *world) template(env pipeline.Env, name, source, step string) *template.
 // statements, and its AMIs are recorded before it can be seen.
 func TestABakeInAWSIsAnImageAsAny(t *testing.T) {
 	w := newWorld(t)
+	w.deps.settle = time.Minute // what answered is not waited for
 	others := w.foreign()
 	env := w.env()
 	var log []string

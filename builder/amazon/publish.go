@@ -261,10 +261,14 @@ func (b *Builder) copyTo(ctx context.Context, to Copy, of ami.Record, tags []typ
 		return rec, fmt.Errorf("copy %s to %s: %w", of.AMI, to.Region, err)
 	}
 	rec.AMI = aws.ToString(out.ImageId)
-	if _, err := r.available(ctx, b.deps, rec.AMI); err != nil {
+	i, err := r.available(ctx, b.deps, rec.AMI)
+	if err != nil {
 		return rec, fmt.Errorf("copy %s: %w", of.AMI, err)
 	}
-	return b.finish(ctx, r, rec)
+	if rec, err = b.finish(ctx, r, rec); err == nil && tagOf(i.Tags, TagBuild) == "" { // as in register
+		_, err = r.ec2.CreateTags(ctx, &ec2.CreateTagsInput{Resources: []string{rec.AMI, rec.Snapshot}, Tags: tags})
+	}
+	return rec, err
 }
 
 // finish lets others launch an AMI, says when it is old, and completes its record.

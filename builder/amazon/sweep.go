@@ -217,6 +217,9 @@ func (s *sweep) groups(ctx context.Context) (left []string, err error) {
 	return left, nil
 }
 
+// made says what a call makes: ids that begin so.
+var made = map[string]string{"EC2.RunInstances": "i-", "EC2.CreateSnapshot": "snap-", "EC2.RegisterImage": "ami-", "EC2.CopyImage": "ami-", "EC2.CreateSecurityGroup": "sg-"}
+
 // unsure tells whether something may have been made that no list showed: a call
 // that nobody knows the answer of, or an id that was not seen. After some time all
 // is seen.
@@ -239,8 +242,8 @@ func (s *sweep) unsure() (bool, error) {
 		}
 	}
 	for _, e := range all {
-		if e.Region != s.r.name || time.Since(e.Time) > s.d.seen() ||
-			!slices.Contains([]string{"EC2.RunInstances", "EC2.CreateSnapshot", "EC2.RegisterImage", "EC2.CopyImage", "EC2.CreateSecurityGroup"}, e.Call) {
+		kind, makes := made[e.Call]
+		if e.Region != s.r.name || time.Since(e.Time) > s.d.seen() || !makes {
 			continue
 		}
 		end, answered := ends[e.N]
@@ -250,7 +253,7 @@ func (s *sweep) unsure() (bool, error) {
 			return true, nil
 		case e.Call == "EC2.CopyImage" && (len(end.Made) == 0 || !s.keeps(end.Made[0])): // its snapshot comes later
 			return true, nil
-		case slices.ContainsFunc(end.Made, func(id string) bool { return !s.seen[id] && !removed[id] }):
+		case slices.ContainsFunc(end.Made, func(id string) bool { return strings.HasPrefix(id, kind) && !s.seen[id] && !removed[id] }):
 			return true, nil
 		}
 	}
