@@ -32,7 +32,7 @@ type use func(ami, format string, a ...any)
 // instances are in use until they are terminated: also those that are stopped.
 func (c *Cloud) instances(ctx context.Context, ids []string, use use) error {
 	for some := range slices.Chunk(ids, atOnce) {
-		pages := ec2.NewDescribeInstancesPaginator(c.EC2, &ec2.DescribeInstancesInput{
+		pages := ec2.NewDescribeInstancesPaginator(c.EC2, &ec2.DescribeInstancesInput{MaxResults: aws.Int32(1000),
 			Filters: []types.Filter{{Name: aws.String("image-id"), Values: some}}})
 		for pages.HasMorePages() {
 			page, err := pages.NextPage(ctx)
@@ -65,7 +65,7 @@ func (c *Cloud) templates(ctx context.Context, use use) error {
 // versions tells the AMI of each version that is asked for, also where it stands in
 // a parameter of Systems Manager.
 func (c *Cloud) versions(ctx context.Context, in *ec2.DescribeLaunchTemplateVersionsInput, f func(v types.LaunchTemplateVersion, ami string)) error {
-	in.ResolveAlias = aws.Bool(true)
+	in.ResolveAlias, in.MaxResults = aws.Bool(true), aws.Int32(200)
 	pages := ec2.NewDescribeLaunchTemplateVersionsPaginator(c.EC2, in)
 	for pages.HasMorePages() {
 		page, err := pages.NextPage(ctx)

@@ -70,6 +70,10 @@ func amiPublish(s *session) error {
 	if !ok {
 		return fmt.Errorf("the store %T cannot record AMIs", s.Store)
 	}
+	if _, ok := s.Store.(artifact.Opener); !ok {
+		return hinted(fmt.Errorf("the disk of %s is not here", imageName(img)),
+			"`rebake pull` it, `rebake --store local ami publish %s`, and `rebake push` it: the record of its AMIs goes with it", imageName(img))
+	}
 	c, err := ami.Connect(s.ctx, s.c.String("region"))
 	if err != nil {
 		return err
