@@ -353,3 +353,39 @@ func TestNoCallIsMadeThatIsNotWrittenDown(t *testing.T) {
 		t.Errorf("the test is blind: %v", written)
 	}
 }
+
+func TestASourceThatCannotBecomeAnAMIIsRefused(t *testing.T) {
+	w := newWorld(t)
+	for want, of := range map[string]types.Image{
+		"is billed by its AMI": {Name: aws.String("market"), ProductCodes: []types.ProductCode{{ProductCodeId: aws.String("abc"), ProductCodeType: "marketplace"}}},
+		"rebake bakes Linux":   {Name: aws.String("win"), Platform: types.PlatformValuesWindows},
+	} {
+		id := w.cloud.AddImage(here, of)
+		if _, err := w.builder(func(c *Config) { c.Source.AMI = id }).Prepare(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", *of.Name, err)
+		}
+	}
+	found := w.builder(func(c *Config) { c.Source = Source{Filter: &AMIFilter{Owners: []string{"self"}, Name: "bas?"}} })
+	if base, err := found.Prepare(t.Context()); err != nil || base.Ref != w.base {
+		t.Errorf("by a filter: %+v, %v", base, err)
+	}
+	w.image("base2", w.fb)
+	many := w.builder(func(c *Config) { c.Source = Source{Filter: &AMIFilter{Owners: []string{"self"}, Name: "base*"}} })
+	if _, err := many.Prepare(t.Context()); err == nil || !strings.Contains(err.Error(), "say newest: true") {
+		t.Errorf("of two AMIs: %v", err)
+	}
+}
+
+// EC2 may take long with a guest that has powered off; that is no reason to lose it.
+func TestASlowStopIsWaitedFor(t *testing.T) {
+	w := newWorld(t)
+	w.cloud.Set(func() { w.cloud.Delays.Stopping = 500 * time.Second }) // 500 ms here
+	b := w.builder(func(c *Config) { c.Shutdown = 100 * time.Millisecond })
+	w.baked(b, "01a").Close()
+	m, err := b.Boot(t.Context(), "01b")
+	w.ok(err)
+	if _, err := m.Capture(t.Context()); err == nil || !strings.Contains(err.Error(), "shutdown_timeout") {
+		t.Errorf("a guest that EC2 was told to stop: %v", err)
+	}
+	w.ok(errors.Join(b.Destroy(t.Context(), "01a"), b.Destroy(t.Context(), "01b")))
+}

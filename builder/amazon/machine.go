@@ -281,7 +281,15 @@ func (b *Builder) ask() {
 }
 
 // grace is how long a guest that was told to power off is left to do so by itself.
-const grace = 20 * time.Second
+func (d Deps) grace() time.Duration {
+	if d.poll > 0 {
+		return 4 * d.poll
+	}
+	return time.Minute
+}
+
+// stoppingWithin is how long EC2 may take with a guest that powered off by itself.
+const stoppingWithin = 15 * time.Minute
 
 // Capture implements builder.Machine.
 func (m *machine) Capture(ctx context.Context) (_ artifact.Disk, err error) {
@@ -304,8 +312,9 @@ func (m *machine) Capture(ctx context.Context) (_ artifact.Disk, err error) {
 func (m *machine) powerOff(ctx context.Context) error {
 	end := time.NewTimer(m.b.cfg.Shutdown)
 	defer end.Stop()
-	alone := time.NewTimer(min(grace, 4*m.b.deps.pause()))
+	alone := time.NewTimer(m.b.deps.grace())
 	defer alone.Stop()
+	late := false
 	for {
 		select {
 		case <-m.down:
@@ -313,6 +322,11 @@ func (m *machine) powerOff(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-end.C:
+			if state := m.now(); !m.asked && !late && state != types.InstanceStateNameRunning {
+				late = true // the guest is down: only EC2 is not done
+				end.Reset(stoppingWithin)
+				continue
+			}
 			return fmt.Errorf("%s did not shut down within %s (shutdown_timeout): it is %s", m.instance, m.b.cfg.Shutdown, m.now())
 		case <-alone.C:
 			if m.now() != types.InstanceStateNameRunning {

@@ -186,6 +186,8 @@ func (r *region) describe(ctx context.Context, i *types.Image) (*source, error) 
 		return nil, fmt.Errorf("%s is %s", s.ami, i.State)
 	case i.Platform == types.PlatformValuesWindows:
 		return nil, fmt.Errorf("%s is Windows: rebake bakes Linux", s.ami)
+	case len(i.ProductCodes) > 0 || aws.ToString(i.UsageOperation) != "" && aws.ToString(i.UsageOperation) != "RunInstances":
+		return nil, fmt.Errorf("%s (%s) is billed by its AMI, and an AMI of a snapshot of it would not be: rebake makes none", s.ami, orElse(aws.ToString(i.PlatformDetails), "of AWS Marketplace"))
 	}
 	var size int64
 	for _, m := range i.BlockDeviceMappings {
