@@ -175,7 +175,7 @@ func at(v any, path []string) (any, bool) {
 
 func home(ts *testscript.TestScript) state.Dir { return state.Dir(ts.Getenv("REBAKE_HOME")) }
 
-// scriptMkimage [-from REF] NAME VERSION SIZE [TAG | as=TEMPLATE | age=DURATION | retention=JSON]…
+// scriptMkimage [-from REF] NAME VERSION SIZE [TAG | as=TEMPLATE | age=DURATION | retention=JSON | seed=KIND]…
 // stores an image as the pipeline does: chunks first, then the version, then the tags.
 // The disk is the same for the same NAME and SIZE, the inputs are those of the template.
 func scriptMkimage(ts *testscript.TestScript, neg bool, args []string) {
@@ -204,7 +204,7 @@ func scriptMkimage(ts *testscript.TestScript, neg bool, args []string) {
 	content, added, err := s.Write(ctx, d, nil)
 	ts.Check(err)
 	lineage := artifact.Lineage{Template: args[0], Parent: "debian:bookworm", BuildID: "01script", Builder: "qemu", Rebake: "dev"}
-	made, labels, tags := time.Now().UTC().Truncate(time.Second), map[string]string(nil), []string{artifact.Latest}
+	made, labels, tags, seed := time.Now().UTC().Truncate(time.Second), map[string]string(nil), []string{artifact.Latest}, "credentials"
 	for _, a := range args[3:] {
 		switch key, value, _ := strings.Cut(a, "="); key {
 		case "as":
@@ -213,6 +213,8 @@ func scriptMkimage(ts *testscript.TestScript, neg bool, args []string) {
 			age, err := time.ParseDuration(value)
 			ts.Check(err)
 			made = made.Add(-age)
+		case "seed":
+			seed = value
 		case "retention":
 			labels = map[string]string{"dev.rebake.retention": value}
 		default:
@@ -229,7 +231,7 @@ func scriptMkimage(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	img, err := s.Register(ctx, artifact.Image{
 		Name: args[0], Version: args[1], Content: content, StoredNew: added, DiskSize: size, Labels: labels,
-		Created: made, Arch: "amd64", Firmware: "bios", Seed: "credentials", User: "root",
+		Created: made, Arch: "amd64", Firmware: "bios", Seed: seed, User: "root",
 		Lineage: lineage,
 		Tests:   []artifact.TestResult{{Name: "service nginx", Passed: true, Seconds: 0.1}},
 	})
