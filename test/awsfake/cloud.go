@@ -57,7 +57,6 @@ type Cloud struct {
 	closed  bool
 	rand    *rand.Rand
 	ids     uint64
-	hosts   uint32
 	faults  []*Fault
 	buckets map[string]*level
 	replies map[string]*answer

@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -23,7 +24,8 @@ func instanceFields(i *instance) map[string][]string {
 	f := map[string][]string{"instance-id": one(i.InstanceId), "image-id": one(i.ImageId), "instance-type": {string(i.InstanceType)},
 		"instance-state-name": {string(i.state())}, "vpc-id": one(i.VpcId), "subnet-id": one(i.SubnetId), "key-name": one(i.KeyName),
 		"client-token": one(i.ClientToken), "private-ip-address": one(i.PrivateIpAddress), "ip-address": one(i.PublicIpAddress),
-		"availability-zone": one(i.Placement.AvailabilityZone), "instance-lifecycle": {string(i.InstanceLifecycle)}}
+		"availability-zone": one(i.Placement.AvailabilityZone), "instance-lifecycle": {string(i.InstanceLifecycle)},
+		"architecture": {string(i.Architecture)}, "root-device-name": one(i.RootDeviceName), "instance-state-code": {strconv.Itoa(int(*i.State.Code))}, "spot-instance-request-id": one(i.SpotInstanceRequestId)}
 	for _, g := range i.SecurityGroups {
 		f["instance.group-id"] = append(f["instance.group-id"], *g.GroupId)
 		f["instance.group-name"] = append(f["instance.group-name"], *g.GroupName)

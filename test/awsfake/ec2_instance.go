@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -57,10 +58,12 @@ func (r *region) public(i *instance) Instance {
 	return p
 }
 
-// host gives out addresses of 127/8 that no other cloud of this machine is likely to use.
-func (c *Cloud) host() string {
-	c.hosts++
-	n := c.hosts
+var hosts atomic.Uint32
+
+// host gives out addresses of 127/8: never one twice in a process, and other
+// processes are not likely to use it.
+func host() string {
+	n := hosts.Add(1)
 	return fmt.Sprintf("127.%d.%d.%d", 16+(os.Getpid()+int(n/62500))%200, 1+n/250%250, 1+n%250)
 }
 
@@ -189,7 +192,7 @@ func (r *region) placed(in *ec2.RunInstancesInput, zone string) (*ec2types.Subne
 // boot makes one instance, its volumes and its interface.
 func (r *region) boot(in *ec2.RunInstancesInput, img *image, subnet *ec2types.Subnet, groups []ec2types.GroupIdentifier, public bool, n int) *instance {
 	c := r.cloud
-	id, ip := r.new(c.id("i"), ec2types.ResourceTypeInstance, in.TagSpecifications), c.host()
+	id, ip := r.new(c.id("i"), ec2types.ResourceTypeInstance, in.TagSpecifications), host()
 	i := &instance{userData: aws.ToString(in.UserData), protected: aws.ToBool(in.DisableApiTermination), shutdown: string(in.InstanceInitiatedShutdownBehavior)}
 	i.Instance = ec2types.Instance{InstanceId: &id, ImageId: in.ImageId, InstanceType: in.InstanceType, KeyName: in.KeyName, AmiLaunchIndex: aws.Int32(int32(n)),
 		LaunchTime: aws.Time(c.now().UTC()), Architecture: img.Architecture, VpcId: subnet.VpcId, SubnetId: subnet.SubnetId,
@@ -284,6 +287,7 @@ func (r *region) end(i *instance) {
 		i.PublicIpAddress, i.PublicDnsName, i.PrivateIpAddress, i.PrivateDnsName, i.VpcId, i.SubnetId = nil, nil, nil, nil, nil, nil
 		i.SecurityGroups, i.NetworkInterfaces = nil, nil
 		r.detach(i)
+		r.unregister(i)
 		c.after(c.Delays.Terminated, func() {
 			r.instances.del(*i.InstanceId)
 			delete(r.tags, *i.InstanceId)

@@ -59,7 +59,7 @@ func (r *region) createLoadBalancer(in *elb.CreateLoadBalancerInput) (*elb.Creat
 	arn := r.newELB(r.arn("elasticloadbalancing", "loadbalancer/app/"+*in.Name+"/"+id), in.Tags)
 	b := &balancer{attrs: map[string]string{"deletion_protection.enabled": "false", "idle_timeout.timeout_seconds": "60", "access_logs.s3.enabled": "false"}}
 	b.LoadBalancer = elbtypes.LoadBalancer{LoadBalancerArn: &arn, LoadBalancerName: in.Name, Scheme: in.Scheme, Type: "application", VpcId: &r.vpc, IpAddressType: "ipv4", SecurityGroups: in.SecurityGroups,
-		CreatedTime: aws.Time(r.cloud.now().UTC()), DNSName: aws.String(r.cloud.host()), CanonicalHostedZoneId: aws.String("Z215JYRZR1TBD5"), State: &elbtypes.LoadBalancerState{Code: "provisioning"}}
+		CreatedTime: aws.Time(r.cloud.now().UTC()), DNSName: aws.String(host()), CanonicalHostedZoneId: aws.String("Z215JYRZR1TBD5"), State: &elbtypes.LoadBalancerState{Code: "provisioning"}}
 	if b.Scheme == "" {
 		b.Scheme = "internet-facing"
 	}

@@ -147,6 +147,19 @@ func (r *region) deregister(g *targetGroup, t *target) time.Duration {
 	return r.cloud.wall(delay)
 }
 
+// unregister takes an instance that has ended out of every group, as ELB does.
+func (r *region) unregister(i *instance) {
+	for _, g := range r.targetGroups.all() {
+		for _, t := range g.targets.all() {
+			if t.id == *i.InstanceId {
+				t.gone = true
+				t.cut()
+				g.targets.del(targetKey(t.id, t.port))
+			}
+		}
+	}
+}
+
 // wake looks at the targets of groups that a rule refers to since now.
 func (r *region) wake() {
 	for _, g := range r.targetGroups.all() {
@@ -173,7 +186,7 @@ func (r *region) check(g *targetGroup, t *target) {
 	t.watched = true
 	interval := time.Duration(aws.ToInt32(g.HealthCheckIntervalSeconds)) * time.Second
 	i := r.machine(t)
-	if i != nil && i.serving && i.addr == "" && r.cloud.Status == nil {
+	if i != nil && i.serving && i.addr == "" && r.cloud.Status == nil && r.cloud.Backend == nil {
 		r.judge(g, t, nil)
 		t.watched = t.state != elbtypes.TargetHealthStateEnumHealthy // nothing changes but by its end, which is seen without a check
 		if t.watched {
@@ -275,6 +288,13 @@ func (r *region) judge(g *targetGroup, t *target, err error) {
 
 // health is what DescribeTargetHealth says of a target.
 func (r *region) health(g *targetGroup, t *target) *elbtypes.TargetHealth {
+	return r.healthIn(g, t, len(r.usedBy(*g.TargetGroupArn)) > 0)
+}
+
+// healthIn is health, for those who know whether a rule refers to the group. That an
+// instance is going is not seen: its target gets requests until a check has failed
+// often enough, or it has stopped.
+func (r *region) healthIn(g *targetGroup, t *target, used bool) *elbtypes.TargetHealth {
 	h := &elbtypes.TargetHealth{State: t.state, Reason: t.reason}
 	if t.about != "" {
 		h.Description = aws.String(t.about)
@@ -282,11 +302,11 @@ func (r *region) health(g *targetGroup, t *target) *elbtypes.TargetHealth {
 	if t.state == elbtypes.TargetHealthStateEnumDraining {
 		return h
 	}
-	if len(r.usedBy(*g.TargetGroupArn)) == 0 {
+	if !used {
 		return &elbtypes.TargetHealth{State: elbtypes.TargetHealthStateEnumUnused, Reason: elbtypes.TargetHealthReasonEnumNotInUse, Description: aws.String("Target group is not configured to receive traffic from the load balancer")}
 	}
-	if i := r.machine(t); i != nil && (i.state() == ec2types.InstanceStateNameStopped || i.state() == ec2types.InstanceStateNameStopping || i.state() == ec2types.InstanceStateNameTerminated || i.state() == ec2types.InstanceStateNameShuttingDown) {
-		return &elbtypes.TargetHealth{State: elbtypes.TargetHealthStateEnumUnused, Reason: elbtypes.TargetHealthReasonEnumInvalidState, Description: aws.String("Target is in the " + string(i.state()) + " state")}
+	if i, ok := r.instances.get(t.id); ok && i.state() == ec2types.InstanceStateNameStopped {
+		return &elbtypes.TargetHealth{State: elbtypes.TargetHealthStateEnumUnused, Reason: elbtypes.TargetHealthReasonEnumInvalidState, Description: aws.String("Target is in the stopped state")}
 	}
 	if aws.ToBool(g.HealthCheckEnabled) {
 		return h
@@ -299,13 +319,13 @@ func (r *region) describeTargetHealth(in *elb.DescribeTargetHealthInput) (*elb.D
 	if err != nil {
 		return nil, err
 	}
-	out := &elb.DescribeTargetHealthOutput{TargetHealthDescriptions: []elbtypes.TargetHealthDescription{}}
+	out, used := &elb.DescribeTargetHealthOutput{TargetHealthDescriptions: []elbtypes.TargetHealthDescription{}}, len(r.usedBy(*g.TargetGroupArn)) > 0
 	for _, t := range g.targets.all() {
 		if len(in.Targets) > 0 && !slices.ContainsFunc(in.Targets, func(d elbtypes.TargetDescription) bool { return *d.Id == t.id && (d.Port == nil || *d.Port == t.port) }) {
 			continue
 		}
 		out.TargetHealthDescriptions = append(out.TargetHealthDescriptions, elbtypes.TargetHealthDescription{Target: &elbtypes.TargetDescription{Id: aws.String(t.id), Port: aws.Int32(t.port)},
-			HealthCheckPort: aws.String(strconv.Itoa(int(t.port))), TargetHealth: r.health(g, t)})
+			HealthCheckPort: aws.String(strconv.Itoa(int(t.port))), TargetHealth: r.healthIn(g, t, used)})
 	}
 	for _, d := range in.Targets {
 		if !slices.ContainsFunc(out.TargetHealthDescriptions, func(h elbtypes.TargetHealthDescription) bool { return *h.Target.Id == *d.Id }) {

@@ -299,8 +299,9 @@ func (l *listener) weigh(f *elbtypes.ForwardActionConfig, req *http.Request) *ta
 // asks for, any that is not draining.
 func (l *listener) pick(g *targetGroup, req *http.Request) *hop {
 	var healthy, all []*target
+	used := len(l.region.usedBy(*g.TargetGroupArn)) > 0
 	for _, t := range g.targets.all() {
-		h := l.region.health(g, t)
+		h := l.region.healthIn(g, t, used)
 		switch h.State {
 		case elbtypes.TargetHealthStateEnumHealthy, elbtypes.TargetHealthStateEnumUnavailable:
 			healthy = append(healthy, t)

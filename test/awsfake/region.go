@@ -199,8 +199,8 @@ func matches(patterns []string, value string) bool {
 		if !strings.ContainsAny(p, "*?") {
 			return p == value
 		}
-		// A slash is nothing special in a filter.
-		ok, _ := path.Match(strings.ReplaceAll(p, "/", "\x00"), strings.ReplaceAll(value, "/", "\x00"))
+		// A slash and a bracket are nothing special in a filter.
+		ok, _ := path.Match(strings.NewReplacer("/", "\x00", "[", `\[`).Replace(p), strings.ReplaceAll(value, "/", "\x00"))
 		return ok
 	})
 }
