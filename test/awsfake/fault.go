@@ -3,7 +3,6 @@ package awsfake
 import (
 	"net/http"
 	"path"
-	"strings"
 	"time"
 )
 
@@ -82,78 +81,4 @@ func (f *Fault) refusal() error {
 		}
 	}
 	return r
-}
-
-// Bucket holds at most Size tokens; one call takes one, and Rate come back each second of AWS.
-type Bucket struct {
-	Size int
-	Rate float64
-}
-
-// Documented are AWS's own limits, where its documents state them: of EC2 per
-// action, of ELB for all that describes together. Of the others they say only that
-// there are limits; those here are low on purpose.
-var Documented = map[string]Bucket{
-	"ec2:describe": {100, 20}, "ec2:mutating": {50, 5},
-	"elasticloadbalancing:describe": {40, 10}, "elasticloadbalancing:mutating": {20, 3},
-	"autoscaling:describe": {40, 10}, "autoscaling:mutating": {20, 5},
-	"cloudwatch:describe": {50, 50}, "ebs:PutSnapshotBlock": {1000, 1000}, "ebs:GetSnapshotBlock": {1000, 1000},
-	"ebs:describe": {50, 50}, "ebs:mutating": {10, 10},
-}
-
-type level struct {
-	tokens float64
-	at     time.Time
-}
-
-// class is which bucket's limit an action has, the most special that Throttle
-// names first: the action itself, its kind, its service. EC2 counts each action by
-// itself, the other services each kind together.
-func (c *Cloud) class(q request, name string) (limit, counter string) {
-	kind := ":mutating"
-	if strings.HasPrefix(q.name, "Describe") || strings.HasPrefix(q.name, "Get") || strings.HasPrefix(q.name, "List") {
-		kind = ":describe"
-	}
-	for _, limit := range []string{name, q.service + kind, q.service} {
-		if _, ok := c.Throttle[limit]; ok {
-			if q.service == "ec2" {
-				return limit, name
-			}
-			return limit, limit
-		}
-	}
-	return "", ""
-}
-
-// admit takes a token for a call; false is that there is none.
-func (c *Cloud) admit(q request, name string) bool {
-	limit, counter := c.class(q, name)
-	if limit == "" {
-		return true
-	}
-	b, now := c.Throttle[limit], time.Now()
-	l := c.buckets[q.region+counter]
-	if l == nil {
-		l = &level{tokens: float64(b.Size), at: now}
-		c.buckets[q.region+counter] = l
-	}
-	l.tokens = min(float64(b.Size), l.tokens+now.Sub(l.at).Seconds()*b.Rate*c.Speed)
-	l.at = now
-	if l.tokens < 1 {
-		return false
-	}
-	l.tokens--
-	return true
-}
-
-func throttled(service string) error {
-	switch service {
-	case "ec2":
-		return &refusal{"RequestLimitExceeded", "Request limit exceeded.", http.StatusServiceUnavailable}
-	case "ebs":
-		return &refusal{"RequestThrottledException", "The number of API requests has exceeded the maximum allowed.", http.StatusBadRequest}
-	case "elasticloadbalancing", "ssm":
-		return &refusal{"ThrottlingException", "Rate exceeded", http.StatusBadRequest}
-	}
-	return &refusal{"Throttling", "Rate exceeded", http.StatusBadRequest}
 }

@@ -118,6 +118,9 @@ func TestThrottlingAsDocumented(t *testing.T) {
 		t.Errorf("%d of 130 refused, the bucket holds 100", refused)
 	}
 	must(r.ec2.DescribeSubnets(r.ctx, &ec2.DescribeSubnetsInput{}))(t) // each action of EC2 has its own
+	one, _ := images(c)
+	_, err := r.ec2.RunInstances(r.ctx, &ec2.RunInstancesInput{ImageId: &one, MinCount: aws.Int32(1), MaxCount: aws.Int32(1001)})
+	wantCode(t, err, "RequestLimitExceeded") // a token for each instance, and the bucket holds 1000
 	c.Set(func() { c.Speed = 50 })
 	cfg := must(ami.Config(t.Context(), region))(t)
 	cfg.Retryer = func() aws.Retryer {
