@@ -392,6 +392,46 @@ func TestARemovalThatWasCutOffGoesOn(t *testing.T) {
 	}
 }
 
+// Where EC2 does not delete the snapshots itself, nothing in AWS says which they were
+// once the AMI is gone: what was recorded before does.
+func TestSnapshotsAreFoundAfterTheirAMIIsGone(t *testing.T) {
+	w := newWorld(t)
+	ctx, c := t.Context(), w.c[here]
+	w.fake.Fault(awsfake.Fault{Action: "ec2:DeregisterImage", Match: func(call *awsfake.Call) bool {
+		call.In.(*ec2.DeregisterImageInput).DeleteAssociatedSnapshots = nil
+		return false
+	}})
+	var snapshots []string
+	for i := range byte(2) {
+		one := baked(t, w.store, fmt.Sprintf("3.0.%d", i), small(10+i))
+		records := ok[[]Record](t)(Publish(ctx, c, w.store, one, Options{poll: time.Millisecond}))
+		ok[*ec2.DeregisterImageOutput](t)(c.EC2.DeregisterImage(ctx, &ec2.DeregisterImageInput{ImageId: &records[0].AMI}))
+		snapshots = append(snapshots, records[0].Snapshot)
+	}
+	two := ok[*ec2.RegisterImageOutput](t)(c.EC2.RegisterImage(ctx, &ec2.RegisterImageInput{Name: aws.String("two volumes"), RootDeviceName: aws.String(rootDevice),
+		TagSpecifications: []types.TagSpecification{{ResourceType: types.ResourceTypeImage, Tags: tagList(Options{}.tags(w.img))}},
+		BlockDeviceMappings: []types.BlockDeviceMapping{{DeviceName: aws.String(rootDevice), Ebs: &types.EbsBlockDevice{SnapshotId: &snapshots[0]}},
+			{DeviceName: aws.String("/dev/sdf"), Ebs: &types.EbsBlockDevice{SnapshotId: &snapshots[1]}}}}))
+	r := Record{Region: here, Account: awsfake.Account, AMI: *two.ImageId, Snapshot: snapshots[0], Time: time.Now().Add(-time.Hour)}
+	if err := Keep(ctx, w.store, w.img, r); err != nil {
+		t.Fatal(err)
+	}
+	stop := w.fake.Fault(awsfake.Fault{Action: "ec2:DeleteSnapshot", Code: "InternalError"})
+	if done, err := w.ladder().Apply(ctx, w.wish(Removed)); err == nil || w.image(r) != nil {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	stop()
+	if s := w.wish(Removed)[0].AMIs[0].Last(); s.Step != Removing || !slices.Contains(s.Snapshots, snapshots[1]) {
+		t.Errorf("%+v", s)
+	}
+	w.take(Removed)
+	for _, id := range snapshots {
+		if state, err := c.snapshotState(ctx, id); err != nil || state != "" {
+			t.Errorf("%s is %s: %v", id, state, err)
+		}
+	}
+}
+
 // cut is how a call ends: with an error that is not tried again, or a cut connection.
 func cut(after bool) string {
 	if after {
