@@ -31,9 +31,9 @@
 // port where the system allows it, and in any case at ListenerURL. Requests go by
 // rules, weights and stickiness to targets whose health is really checked; a group
 // with too few healthy targets fails open; a draining target gets no new request and
-// keeps those in flight until the deregistration delay cuts them. No request is tried
-// twice. Traffic counts, per target group. Slow start is kept as an attribute
-// and does nothing.
+// keeps those in flight until the deregistration delay cuts them; one whose instance
+// is terminated without draining fails requests. No request is tried twice. Slow
+// start is kept to. Traffic counts, per target group. With Delays.Routes a changed rule is used later than it is told.
 //
 // # Faults
 //

@@ -28,6 +28,7 @@ type Traffic struct {
 	Targets  map[string]int // requests by target id
 	Unasked  int            // requests that went, by fail-open, to a target that was not healthy
 	ELB5xx   int            // answered by the load balancer: no target, no connection, cut
+	Left     int            // whose client went away before the end
 	Inflight int
 }
 
@@ -221,12 +222,15 @@ func (l *listener) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	defer cancel()
 	defer context.AfterFunc(h.target.ctx, cancel)()
 	s, began := &status{ResponseWriter: w}, time.Now()
-	defer func() { c.locked(func() { l.done(h, s.code, time.Since(began)) }) }()
+	defer func() {
+		left := req.Context().Err() != nil // the client did
+		c.locked(func() { l.done(h, s.code, time.Since(began), left) })
+	}()
 	l.proxy.ServeHTTP(s, req.WithContext(ctx))
 }
 
 // done counts a request that has ended.
-func (l *listener) done(h *hop, code int, took time.Duration) {
+func (l *listener) done(h *hop, code int, took time.Duration, left bool) {
 	t := &h.group.traffic
 	h.target.inflight--
 	t.Inflight--
@@ -239,10 +243,13 @@ func (l *listener) done(h *hop, code int, took time.Duration) {
 	if !h.wellKept {
 		t.Unasked++
 	}
-	if h.err != nil {
+	switch {
+	case left:
+		t.Left++
+	case h.err != nil:
 		t.ELB5xx++
 		s.elb = code
-	} else {
+	default:
 		t.Codes[code]++
 		s.code = code
 	}
@@ -312,11 +319,7 @@ func (l *listener) pick(g *targetGroup, req *http.Request) *hop {
 		}
 		all = append(all, t)
 	}
-	least, err := strconv.Atoi(g.attrs["target_group_health.unhealthy_state_routing.minimum_healthy_targets.count"])
-	if err != nil {
-		least = 1
-	}
-	from, open := healthy, len(healthy) < least
+	from, open := g.warm(healthy, l.region.cloud), len(healthy) < g.least(len(all))
 	if open {
 		from = all
 	}
@@ -335,6 +338,38 @@ func (l *listener) pick(g *targetGroup, req *http.Request) *hop {
 	h := l.region.hopTo(g, t)
 	h.wellKept = !open || t.state == elbtypes.TargetHealthStateEnumHealthy
 	return h
+}
+
+// least is how many healthy targets of so many the group needs not to fail open.
+func (g *targetGroup) least(of int) int {
+	const attr = "target_group_health.unhealthy_state_routing.minimum_healthy_targets."
+	n, err := strconv.Atoi(g.attrs[attr+"count"])
+	if err != nil {
+		n = 1
+	}
+	if percent, err := strconv.Atoi(g.attrs[attr+"percentage"]); err == nil {
+		n = max(n, (of*percent+99)/100)
+	}
+	return n
+}
+
+// warm leaves out, by chance, targets that are in their slow start: their share
+// rises with time. Those of a group that has no other are not slowed.
+func (g *targetGroup) warm(healthy []*target, c *Cloud) []*target {
+	slow := c.wall(g.seconds("slow_start.duration_seconds"))
+	var out []*target
+	old := false
+	for _, t := range healthy {
+		age := time.Since(t.since)
+		old = old || age >= slow
+		if age >= slow || c.rand.Float64() < age.Seconds()/slow.Seconds() {
+			out = append(out, t)
+		}
+	}
+	if !old {
+		return healthy
+	}
+	return out
 }
 
 // stick are the cookies of a rule's and of a group's stickiness.

@@ -4,8 +4,10 @@ import (
 	"net/http"
 	"net/http/cookiejar"
 	"testing"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/autoscaling"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	elb "github.com/aws/aws-sdk-go-v2/service/elasticloadbalancingv2"
 	elbtypes "github.com/aws/aws-sdk-go-v2/service/elasticloadbalancingv2/types"
@@ -88,6 +90,29 @@ func TestTheGroupsCookieCountsMoreThanWeights(t *testing.T) {
 	}
 	if _, img := ask(t, http.DefaultClient, must(http.NewRequest(http.MethodGet, url, nil))(t)); img != two {
 		t.Errorf("a new client was served by %s", img)
+	}
+}
+
+func TestASlowStartIsSlow(t *testing.T) {
+	c := awsfake.Start(t)
+	r := clients(t)
+	one, _ := images(c)
+	listener, _, groups := r.balance(map[string]int32{"blue": 1})
+	r.fleet("web", r.template("web", one), "1", 1, groups["blue"])
+	first := *r.group("web").Instances[0].InstanceId
+	eventually(t, "healthy", func() bool { return r.health(groups["blue"])["healthy"] == 1 })
+	began := time.Now()
+	must(r.elb.ModifyTargetGroupAttributes(r.ctx, &elb.ModifyTargetGroupAttributesInput{TargetGroupArn: aws.String(groups["blue"]), Attributes: attribute("slow_start.duration_seconds", "900")}))(t)
+	load(t, c.ListenerURL(listener), 10)
+	if tr := c.Traffic(region)["blue"]; tr.Targets[first] != 10 {
+		t.Errorf("a group that has none but new targets: %+v", tr)
+	}
+	eventually(t, "the first is warm", func() bool { return time.Since(began) > 900*time.Millisecond })
+	must(r.asg.SetDesiredCapacity(r.ctx, &autoscaling.SetDesiredCapacityInput{AutoScalingGroupName: aws.String("web"), DesiredCapacity: aws.Int32(2)}))(t)
+	eventually(t, "both are healthy", func() bool { return r.health(groups["blue"])["healthy"] == 2 })
+	load(t, c.ListenerURL(listener), 30)
+	if tr := c.Traffic(region)["blue"]; tr.Targets[first] < 10+16 {
+		t.Errorf("the new one got as much as the first: %+v", tr)
 	}
 }
 
