@@ -24,6 +24,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ebs"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/aws/smithy-go/logging"
 	"github.com/rebake/rebake/artifact"
 )
 
@@ -47,7 +48,8 @@ type Cloud struct {
 // region "" is the environment's. Calls that are throttled slow down all others
 // of a client that is made of it.
 func Config(ctx context.Context, region string) (aws.Config, error) {
-	opts := []func(*config.LoadOptions) error{config.WithRetryMode(aws.RetryModeAdaptive), config.WithRetryMaxAttempts(8)}
+	opts := []func(*config.LoadOptions) error{config.WithRetryMode(aws.RetryModeAdaptive), config.WithRetryMaxAttempts(8),
+		config.WithLogger(logging.Nop{})} // what it warns of is in the errors, and it would write between the lines of others
 	if region != "" {
 		opts = append(opts, config.WithRegion(region))
 	}

@@ -63,9 +63,20 @@ func TestTheAmazonBuilderKeepsItsContract(t *testing.T) {
 	})
 }
 
-// off has the guest of machine m power off by itself.
+// off has the guest of machine m power off by itself, once it is up.
 func (w *world) off(m builder.Machine) {
 	w.t.Helper()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		w.mu.Lock()
+		up := w.lives[m.(*machine).instance] != nil
+		w.mu.Unlock()
+		if up {
+			break
+		}
+		if time.Now().After(end) {
+			w.t.Fatal("the guest does not come up")
+		}
+	}
 	w.cloud.PowerOff(here, m.(*machine).instance)
 }
 

@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -87,8 +88,13 @@ func TestABakeInAWSIsAnImageAsAny(t *testing.T) {
 	w.deps.settle = time.Minute // what answered is not waited for
 	others := w.foreign()
 	env := w.env()
+	var mu sync.Mutex
 	var log []string
-	ctx := event.With(t.Context(), func(e event.Event) { log = append(log, e.Text+e.Err) }, &event.Redactor{})
+	ctx := event.With(t.Context(), func(e event.Event) {
+		mu.Lock()
+		defer mu.Unlock()
+		log = append(log, e.Text+e.Err)
+	}, &event.Redactor{})
 	done, err := pipeline.Bake(ctx, env, w.template(env, "web", "ami: "+w.base, "echo it >$HOME/built"), pipeline.BakeOptions{})
 	if err != nil {
 		t.Fatalf("%v\n%s", err, strings.Join(log, "\n"))
