@@ -1,5 +1,6 @@
 // Package templates holds the example templates that `rebake init` writes. Each
-// is one YAML file; the local files that it uses are in files/NAME/.
+// is one YAML file; the local files that it uses are in files/NAME/, those of
+// NAME-aws too.
 package templates
 
 import (
@@ -9,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -27,6 +29,7 @@ func Names() []string {
 			out = append(out, name)
 		}
 	}
+	slices.Sort(out) // of files, a dash comes before the dot
 	return out
 }
 
@@ -95,7 +98,7 @@ func filesOf(name string) ([]string, error) {
 		return nil, fmt.Errorf("there is no template %q", name)
 	}
 	out := []string{name + ".yaml"}
-	err := fs.WalkDir(content, "files/"+name, func(path string, d fs.DirEntry, err error) error {
+	err := fs.WalkDir(content, "files/"+strings.TrimSuffix(name, "-aws"), func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // a template without files
 		}

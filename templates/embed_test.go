@@ -69,10 +69,46 @@ func TestWriteOverwritesNothing(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
-	if want := []string{"amazon", "child", "from-url", "minimal", "web"}; !slices.Equal(Names(), want) {
+	if want := []string{"amazon", "child", "from-url", "minimal", "web", "web-aws"}; !slices.Equal(Names(), want) {
 		t.Errorf("got %v", Names())
 	}
 	if _, err := Write("../etc", t.TempDir()); err == nil {
 		t.Error("an unknown name was written")
+	}
+}
+
+// The two levels of the same thing: what is baked, tested and how it is deployed
+// is one text, for a fleet on this computer and for one in AWS.
+func TestTheAWSTemplateIsTheLocalOne(t *testing.T) {
+	rest := func(name string) string {
+		text, err := content.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		skip := -1 // the indentation of what differs
+		for _, line := range strings.Split(string(text), "\n") {
+			indent := len(line) - len(strings.TrimLeft(line, " "))
+			if skip >= 0 && (indent > skip || strings.TrimSpace(line) == "") {
+				continue
+			}
+			skip = -1
+			switch strings.TrimSpace(line) {
+			case "variables:", "build:", "pool:", "router:":
+				skip = indent
+			default:
+				if !strings.HasPrefix(line, "#") {
+					out = append(out, line)
+				}
+			}
+		}
+		return strings.Join(out, "\n")
+	}
+	local, cloud := rest("web.yaml"), rest("web-aws.yaml")
+	if local != cloud {
+		t.Errorf("they differ in more than variables, build, pool and router:\n%s\n---\n%s", local, cloud)
+	}
+	if !strings.Contains(local, "provision:") || !strings.Contains(local, "keep_old:") || strings.Contains(local, "haproxy") {
+		t.Errorf("too much, or too little, was left out:\n%s", local)
 	}
 }

@@ -2,6 +2,7 @@ package alb_test
 
 import (
 	"errors"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -38,15 +39,13 @@ func ok(t testing.TB, err error) {
 }
 
 // machine runs an instance of its own, as a member.
-func machine(t testing.TB, w *awsfleet.World, ami string) fleet.Member {
+func machine(t testing.TB, w *awsfleet.World, ami string, port int) fleet.Member {
 	t.Helper()
-	out, err := w.EC2.RunInstances(t.Context(), &ec2.RunInstancesInput{ImageId: &ami, MinCount: aws.Int32(1), MaxCount: aws.Int32(1), InstanceType: types.InstanceTypeT3Small, SubnetId: &w.Subnets[0]})
-	ok(t, err)
-	m := fleet.Member{ID: aws.ToString(out.Instances[0].InstanceId)}
+	m := fleet.Member{ID: run(t, w, ami)}
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); <-time.After(2 * ms) {
 		in, err := w.EC2.DescribeInstances(t.Context(), &ec2.DescribeInstancesInput{InstanceIds: []string{m.ID}})
 		if err == nil && in.Reservations[0].Instances[0].State.Name == types.InstanceStateNameRunning {
-			m.Addr = aws.ToString(in.Reservations[0].Instances[0].PrivateIpAddress) + ":80"
+			m.Addr = aws.ToString(in.Reservations[0].Instances[0].PrivateIpAddress) + ":" + strconv.Itoa(port)
 			return m
 		}
 	}
@@ -112,7 +111,7 @@ func ruleIsMade(t *testing.T) {
 	for range 2 {
 		ok(t, r.Ensure(ctx))
 	}
-	m := machine(t, w, w.AMI(t, w.Image(t, "1")))
+	m := machine(t, w, w.AMI(t, w.Image(t, "1")), 80)
 	ok(t, r.Attach(ctx, fleet.Blue, []fleet.Member{m}))
 	await(t, r, "healthy", func(st fleet.RouterStatus) bool {
 		return len(st.Members[fleet.Blue]) == 1 && st.Members[fleet.Blue][0].Healthy
@@ -166,7 +165,7 @@ func ruleIsAdopted(t *testing.T) {
 	if got := weights(t, w, rule); got["legacy"] != 7 || len(got) != 3 {
 		t.Errorf("adopted: %v", got)
 	}
-	m := machine(t, w, w.AMI(t, w.Image(t, "2")))
+	m := machine(t, w, w.AMI(t, w.Image(t, "2")), 80)
 	ok(t, r.Attach(ctx, fleet.Green, []fleet.Member{m}))
 	await(t, r, "healthy", func(st fleet.RouterStatus) bool {
 		return len(st.Members[fleet.Green]) == 1 && st.Members[fleet.Green][0].Healthy

@@ -79,7 +79,10 @@ type Pool struct {
 	silent   atomic.Bool  // the endpoint does not tell what a group did
 	looked   atomic.Bool  // no launch template is without its group
 	refusals atomic.Int64 // launches that were answered with an error
-	addrs    sync.Map     // instance id → string: what was seen once does not change while it runs
+	mu       sync.Mutex
+	last     map[string]machine // what EC2 told of the fleet's instances
+	told     time.Time          // when
+	addrs    sync.Map           // instance id → string: what was seen once does not change while it runs
 }
 
 var (
@@ -246,9 +249,9 @@ func tag(of, key, value string, instances bool) astypes.Tag {
 		Key: aws.String(key), Value: aws.String(value), PropagateAtLaunch: aws.Bool(instances)}
 }
 
-// Groups implements fleet.Pool: one list of groups and, for what is not known of
-// their instances, one of the fleet's instances. An instance that EC2 does not
-// show yet is not there yet.
+// Groups implements fleet.Pool: one list of groups and, where one of their instances
+// is new and else every few looks, one of the fleet's instances. An instance that
+// EC2 does not show yet is not there yet.
 func (p *Pool) Groups(ctx context.Context, name string) ([]fleet.Group, error) {
 	if !fleetRE.MatchString(name) {
 		return nil, fmt.Errorf("fleet name %q is not one", name)
@@ -264,7 +267,7 @@ func (p *Pool) Groups(ctx context.Context, name string) ([]fleet.Group, error) {
 	if err != nil || len(all) == 0 {
 		return out, err
 	}
-	machines, err := p.machines(ctx, name)
+	machines, err := p.known(ctx, name, all)
 	if err != nil {
 		return nil, err
 	}

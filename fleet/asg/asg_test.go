@@ -6,6 +6,7 @@ import (
 
 	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/fleet/asg"
+	"github.com/rebake/rebake/test/awsfake"
 	"github.com/rebake/rebake/test/awsfleet"
 	"github.com/rebake/rebake/test/conformance"
 )
@@ -34,4 +35,11 @@ func poolWorld(t *testing.T) conformance.PoolWorld {
 		Again:     func(t *testing.T) fleet.Pool { return open(t, w, "suite", nil) },
 		Leftovers: func(t *testing.T) []string { return w.Left(t, "suite") },
 	}
+}
+
+func TestPool(t *testing.T) {
+	conformance.Pool(t, func(t *testing.T) conformance.PoolWorld {
+		awsfake.Start(t)
+		return poolWorld(t)
+	})
 }

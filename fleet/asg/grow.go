@@ -20,10 +20,7 @@ import (
 	"github.com/rebake/rebake/internal/template"
 )
 
-type (
-	started   = time.Time
-	ec2Filter = ec2types.Filter
-)
+type ec2Filter = ec2types.Filter
 
 // tagPorts are the guest ports that the group was launched for.
 const tagPorts = "rebake:ports"
@@ -36,7 +33,12 @@ const spareLaunches = 3
 
 // grow brings the group up to the size and waits until all are in service.
 func (p *Pool) grow(ctx context.Context, g group, size int) error {
-	began := time.Now()
+	known := map[string]bool{}
+	if len(g.live()) < size {
+		if err := p.failures(ctx, g.name(), known, true); err != nil {
+			return err
+		}
+	}
 	if n := int32(size); aws.ToInt32(g.MaxSize) < n {
 		if _, err := p.as.UpdateAutoScalingGroup(ctx, &autoscaling.UpdateAutoScalingGroupInput{AutoScalingGroupName: g.AutoScalingGroupName, MaxSize: &n}); err != nil {
 			return fmt.Errorf("let group %s grow to %d: %w", g.name(), size, err)
@@ -47,7 +49,7 @@ func (p *Pool) grow(ctx context.Context, g group, size int) error {
 			return err
 		}
 	}
-	return p.inService(ctx, g.id, size, began)
+	return p.inService(ctx, g.id, size, known)
 }
 
 // launch asks for the missing instances, zone by zone, so that each zone's answer
@@ -150,7 +152,7 @@ func (p *Pool) desire(ctx context.Context, g group, size int) error {
 
 // inService waits until the group has that many instances in service, and EC2
 // shows them with an address.
-func (p *Pool) inService(ctx context.Context, id fleet.GroupID, size int, began time.Time) error {
+func (p *Pool) inService(ctx context.Context, id fleet.GroupID, size int, known map[string]bool) error {
 	seen := map[string]bool{}
 	return p.wait(ctx, func() (string, error) {
 		g, _, err := p.find(ctx, id)
@@ -174,7 +176,7 @@ func (p *Pool) inService(ctx context.Context, id fleet.GroupID, size int, began 
 			if len(seen) > size+spareLaunches {
 				return "", fmt.Errorf("the instances of group %s do not stay: %d were launched for %d places; `rebake fleet logs` of one tells why", g.name(), len(seen), size)
 			}
-			return fmt.Sprintf("%d of %d instances to be in service%s", size-ready, size, hooked), p.failures(ctx, g.name(), began)
+			return fmt.Sprintf("%d of %d instances to be in service%s", size-ready, size, hooked), p.failures(ctx, g.name(), known, false)
 		}
 		machines, err := p.machines(ctx, id.Fleet)
 		if err != nil {
@@ -189,8 +191,9 @@ func (p *Pool) inService(ctx context.Context, id fleet.GroupID, size int, began 
 	})
 }
 
-// failures are launches of the group that failed since then, in their own words.
-func (p *Pool) failures(ctx context.Context, name string, since time.Time) error {
+// failures are launches of the group that failed, in their own words, but for
+// those that are known. With note they become known, and are no error.
+func (p *Pool) failures(ctx context.Context, name string, known map[string]bool, note bool) error {
 	if p.silent.Load() {
 		return nil
 	}
@@ -203,7 +206,11 @@ func (p *Pool) failures(ctx context.Context, name string, since time.Time) error
 		return fmt.Errorf("ask what group %s does: %w", name, err)
 	}
 	for _, a := range out.Activities {
-		if a.StatusCode != astypes.ScalingActivityStatusCodeFailed || a.StartTime != nil && a.StartTime.Before(since.Add(-time.Minute)) {
+		if a.StatusCode != astypes.ScalingActivityStatusCodeFailed {
+			continue
+		}
+		if id := aws.ToString(a.ActivityId); note || known[id] {
+			known[id] = true
 			continue
 		}
 		why := aws.ToString(a.StatusMessage)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/autoscaling"
@@ -280,7 +281,32 @@ func (p *Pool) shrink(ctx context.Context, g group, size int) error {
 type machine struct {
 	id, addr string
 	running  bool
-	started  started
+	started  time.Time
+}
+
+// looksAtMachines is how many looks at groups share one at their instances, whose
+// list is long: that one of them died is told by its group and its router too.
+const looksAtMachines = 5
+
+// known are the machines of the groups, as of lately.
+func (p *Pool) known(ctx context.Context, name string, all []group) (map[string]machine, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fresh := name == p.name && time.Since(p.told) < looksAtMachines*p.deps.Poll
+	for _, g := range all {
+		for _, i := range g.live() {
+			m, ok := p.last[aws.ToString(i.InstanceId)]
+			fresh = fresh && ok && m.running && m.addr != ""
+		}
+	}
+	if fresh {
+		return p.last, nil
+	}
+	machines, err := p.machines(ctx, name)
+	if err == nil && name == p.name {
+		p.last, p.told = machines, time.Now()
+	}
+	return machines, err
 }
 
 // machines are the fleet's instances, those that ended lately too.

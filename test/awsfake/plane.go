@@ -215,6 +215,7 @@ func (l *listener) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return
 	}
+	_ = http.NewResponseController(w).EnableFullDuplex() // an answer may begin before its request has ended
 	for _, k := range l.stick(h) {
 		http.SetCookie(w, k)
 	}

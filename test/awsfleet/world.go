@@ -78,6 +78,10 @@ func (w *World) Image(t testing.TB, version string) artifact.Image {
 	ok(t, err)
 	_, err = w.ebs.CompleteSnapshot(ctx, &ebs.CompleteSnapshotInput{SnapshotId: snap.SnapshotId, ChangedBlocksCount: aws.Int32(0)})
 	ok(t, err)
+	until(t, "the snapshot", func() bool {
+		out, err := w.EC2.DescribeSnapshots(ctx, &ec2.DescribeSnapshotsInput{SnapshotIds: []string{aws.ToString(snap.SnapshotId)}})
+		return err == nil && out.Snapshots[0].State == types.SnapshotStateCompleted
+	})
 	made, err := w.EC2.RegisterImage(ctx, &ec2.RegisterImageInput{Name: aws.String(ami.Name(img)), RootDeviceName: aws.String("/dev/xvda"), Architecture: types.ArchitectureValuesX8664,
 		VirtualizationType:  aws.String("hvm"),
 		BlockDeviceMappings: []types.BlockDeviceMapping{{DeviceName: aws.String("/dev/xvda"), Ebs: &types.EbsBlockDevice{SnapshotId: snap.SnapshotId}}}})
@@ -85,16 +89,20 @@ func (w *World) Image(t testing.TB, version string) artifact.Image {
 	_, err = w.EC2.CreateTags(ctx, &ec2.CreateTagsInput{Resources: []string{aws.ToString(made.ImageId)}, Tags: []types.Tag{{Key: aws.String(ami.TagDigest), Value: aws.String(string(img.Digest))}}})
 	ok(t, err)
 	ok(t, ami.Keep(ctx, w.Store, img, ami.Record{Region: "eu-central-1", AMI: aws.ToString(made.ImageId), Snapshot: aws.ToString(snap.SnapshotId), Name: ami.Name(img), Content: img.Content, Time: time.Now().UTC().Truncate(time.Second)}))
-	end := time.Now().Add(10 * time.Second)
-	for {
+	until(t, "the AMI", func() bool {
 		out, err := w.EC2.DescribeImages(ctx, &ec2.DescribeImagesInput{ImageIds: []string{aws.ToString(made.ImageId)}})
-		if err == nil && len(out.Images) == 1 && out.Images[0].State == types.ImageStateAvailable {
-			return img
-		}
+		return err == nil && len(out.Images) == 1 && out.Images[0].State == types.ImageStateAvailable
+	})
+	return img
+}
+
+// until looks until so, for ten seconds.
+func until(t testing.TB, what string, so func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !so(); <-time.After(2 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("%s does not become available: %v", aws.ToString(made.ImageId), err)
+			t.Fatalf("%s does not become ready", what)
 		}
-		<-time.After(5 * time.Millisecond)
 	}
 }
 

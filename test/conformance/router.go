@@ -414,6 +414,17 @@ func (s *routerSuite) remove() {
 // the header X-Hold is answered at once and ends when its client says so.
 func HTTPBackend(t *testing.T) (addr string, set func(status int)) {
 	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop, set := HTTPServe(l)
+	t.Cleanup(stop)
+	return l.Addr().String(), set
+}
+
+// HTTPServe is HTTPBackend on a listener.
+func HTTPServe(l net.Listener) (stop func(), set func(status int)) {
 	var status atomic.Int32
 	status.Store(200)
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -427,9 +438,10 @@ func HTTPBackend(t *testing.T) (addr string, set func(status int)) {
 			_, _ = io.WriteString(w, "done")
 		}
 	}))
+	_ = srv.Listener.Close()
+	srv.Listener = l
 	srv.Start()
-	t.Cleanup(srv.Close)
-	return srv.Listener.Addr().String(), func(s int) { status.Store(int32(s)) }
+	return srv.Close, func(s int) { status.Store(int32(s)) }
 }
 
 // HTTPSend is RouterWorld.Send for a router that listens on addr: a POST whose
