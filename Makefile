@@ -41,9 +41,9 @@ test: check e2e-aws ## check, and everything on real parts: QEMU, HAProxy, Debia
 	@$(GO) run ./test/noskip -- $(GO) test -json -tags e2e -p 1 -timeout 25m $(E2E)
 
 .PHONY: e2e-aws
-e2e-aws: ## what speaks to AWS, against moto's server (installs it)
+e2e-aws: setup ## what speaks to AWS, against moto's server (installs it)
 	@test/setup-aws.sh
-	@PATH="$$PATH:$(CURDIR)/.cache/moto/bin" $(GO) run ./test/noskip -- $(GO) test -json -tags e2e -timeout 10m ./artifact/ami ./fleet/asg ./fleet/alb ./test/awsfleet ./test/aws ./test/awsfake
+	@PATH="$$PATH:$(CURDIR)/.cache/moto/bin" $(GO) run ./test/noskip -- $(GO) test -json -tags e2e -timeout 10m ./artifact/ami ./builder/amazon ./fleet/asg ./fleet/alb ./test/awsfleet ./test/aws ./test/awsfake
 
 E2E := ./test/e2e/... ./fleet/qemu/... ./internal/qemu/...
 

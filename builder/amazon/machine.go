@@ -37,7 +37,10 @@ type machine struct {
 	login, host ssh.Key
 	addr        string         // host:port of its sshd
 	ports       map[int]string // of a machine for tests
+	direct      string         // its address, if it is reached without a tunnel
 	closers     []io.Closer
+	warn        func(format string, a ...any) // for what is found out later
+	sayOnce     sync.Once
 
 	mu      sync.Mutex
 	asked   bool // for its end, by us
@@ -58,6 +61,10 @@ func (m *machine) run(ctx context.Context, ports []int) error {
 	if m.addr, err = m.open(ctx, i); err != nil {
 		return err
 	}
+	if s := m.b.cfg.SSH; !s.SSM && s.Bastion == nil && s.Host == "" {
+		m.direct, _ = m.address(i)
+	}
+	m.warn = func(format string, a ...any) { event.Warnf(ctx, format, a...) }
 	m.ports = map[int]string{22: m.addr}
 	for _, p := range ports {
 		if p == 22 {

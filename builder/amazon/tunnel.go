@@ -93,10 +93,23 @@ func (m *machine) dialPort(ctx context.Context, port int) (net.Conn, error) {
 		return nil, err
 	}
 	conn, err := c.DialPort(ctx, port)
-	if err != nil {
-		return nil, errors.Join(err, c.Close())
+	if err == nil {
+		return through{conn, c}, nil
 	}
-	return through{conn, c}, nil
+	err = errors.Join(err, c.Close())
+	var open *gossh.OpenChannelError
+	if !errors.As(err, &open) || open.Reason != gossh.Prohibited && open.Reason != gossh.UnknownChannelType || m.direct == "" {
+		return nil, err
+	}
+	// A guest that is hardened forwards nothing: its security groups may let us in.
+	conn, derr := new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort(m.direct, strconv.Itoa(port)))
+	if derr != nil {
+		m.sayOnce.Do(func() {
+			m.warn("port %d: the guest's sshd forwards no connections (AllowTcpForwarding), and from here it is not reached: give network.security_groups that let it in (%v)", port, derr)
+		})
+		return nil, errors.Join(err, derr)
+	}
+	return conn, nil
 }
 
 // through is a connection that was opened for one connection in it.

@@ -18,7 +18,7 @@ import (
 )
 
 // sshd is a server with keys of its own.
-func sshd(t *testing.T) (addr string, login, host ssh.Key) {
+func sshd(t *testing.T, change ...func(*fake.SSHD)) (addr string, login, host ssh.Key) {
 	t.Helper()
 	var err error
 	if login, err = ssh.NewKey(); err != nil {
@@ -28,6 +28,9 @@ func sshd(t *testing.T) (addr string, login, host ssh.Key) {
 		t.Fatal(err)
 	}
 	s := &fake.SSHD{HostKey: host.Signer, Authorized: login.Signer.PublicKey()}
+	for _, f := range change {
+		f(s)
+	}
 	if err := s.Start(""); err != nil {
 		t.Fatal(err)
 	}
@@ -153,5 +156,32 @@ func TestSSHGoesThroughSessionManager(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	if _, err := sessionManager(t.Context(), here, "i-1", 22); err == nil || !strings.Contains(err.Error(), "how to install it") {
 		t.Errorf("without the programs: %v", err)
+	}
+}
+
+// A hardened guest forwards nothing: its port is reached at its address, or that
+// it is not is said, once.
+func TestAGuestThatForwardsNothing(t *testing.T) {
+	addr, login, host := sshd(t, func(s *fake.SSHD) { s.NoForward = true })
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	var said []string
+	m := &machine{addr: addr, user: "root", login: login, host: host, direct: "127.0.0.1", warn: func(format string, a ...any) { said = append(said, fmt.Sprintf(format, a...)) }}
+	c, err := m.dialPort(t.Context(), port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	l.Close()
+	for range 2 {
+		if _, err := m.dialPort(t.Context(), port); err == nil {
+			t.Error("a port that is shut was reached")
+		}
+	}
+	if len(said) != 1 || !strings.Contains(said[0], "network.security_groups") {
+		t.Errorf("it said %q", said)
 	}
 }

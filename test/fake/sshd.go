@@ -27,6 +27,7 @@ type SSHD struct {
 	Path       string        // $PATH of sessions; "" is this process's
 	Root       string        // what is "/" for sftp; sessions start in its root/, their HOME, where the authorized keys are; "" is this machine's
 	NoSFTP     bool          // as dropbear without sftp-server
+	NoForward  bool          // forward no connection, as a hardened guest
 	NoSignals  bool          // ignore signal requests, as servers may
 	Delay      time.Duration // added to each direction of a connection
 	Mute       bool          // accept connections and say nothing, as QEMU does for a guest that is down
@@ -134,6 +135,10 @@ func (s *SSHD) serve(nc net.Conn) {
 				wg.Go(func() { s.session(ctx, ch, reqs) })
 			}
 		case "direct-tcpip":
+			if s.NoForward {
+				_ = nch.Reject(ssh.Prohibited, "")
+				continue
+			}
 			wg.Go(func() { forward(nch) })
 		default:
 			_ = nch.Reject(ssh.UnknownChannelType, "")
