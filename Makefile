@@ -45,6 +45,10 @@ e2e-aws: setup ## what speaks to AWS, against moto's server (installs it)
 	@test/setup-aws.sh
 	@PATH="$$PATH:$(CURDIR)/.cache/moto/bin" $(GO) run ./test/noskip -- $(GO) test -json -tags e2e -timeout 10m ./artifact/ami ./builder/amazon ./fleet/asg ./fleet/alb ./test/awsfleet ./test/aws ./test/awsfake
 
+.PHONY: scale-aws
+scale-aws: ## the API calls of a swap of 1,000 instances in three zones, counted on our own imitation of AWS
+	@REBAKE_SCALE=1000 $(GO) test -tags e2e ./test/awsfleet -run TestCallsOfASwap -count=1 -v -timeout 5m
+
 E2E := ./test/e2e/... ./fleet/qemu/... ./internal/qemu/...
 
 .PHONY: setup-vagrant

@@ -256,3 +256,22 @@ func TestSamplesAreBounded(t *testing.T) {
 		t.Errorf("%d bytes, %v", len(b), err)
 	}
 }
+
+// What Mean makes of stretches of time, recent takes apart again.
+func TestMeanIsReadAsItIsMade(t *testing.T) {
+	for _, n := range []int64{30, 200, 700, 5000} {
+		mean, had := time.Duration(0), int64(0)
+		for i := range 12 {
+			of := time.Duration(10+i*7%20) * time.Millisecond
+			next := Mean(mean, had, of, n)
+			got := recent(mark{Requests: had, Timed: had, Mean: mean}, MemberStatus{Requests: had + n, Latency: next})
+			if off := time.Duration(got) - of; off > time.Millisecond || off < -time.Millisecond {
+				t.Errorf("%d answers at %s after %d at %s: read as %s", n, of, had, mean, time.Duration(got))
+			}
+			mean, had = next, had+n
+		}
+	}
+	if Mean(7, 100, 50, 0) != 7 {
+		t.Error("no answers moved the mean")
+	}
+}

@@ -52,6 +52,7 @@ var ErrChanged = errors.New("somebody else changed the rule")
 // Options are for tests; the zero value will do.
 type Options struct {
 	Poll time.Duration // between two looks at what is waited for; 0: 3 s
+	Ask  time.Duration // between two questions to CloudWatch; 0: 20 s
 }
 
 // Router implements fleet.Router. It is safe for concurrent use.
@@ -105,6 +106,9 @@ func New(cfg Config, name string, hc fleet.HealthCheck, o Options) (*Router, err
 	}
 	if o.Poll <= 0 {
 		o.Poll = 3 * time.Second
+	}
+	if o.Ask <= 0 {
+		o.Ask = 20 * time.Second
 	}
 	return &Router{cfg: cfg, o: o, name: name, hc: hc, let: map[string]bool{}}, nil
 }

@@ -17,10 +17,9 @@ import (
 )
 
 const (
-	period   = time.Minute      // of ELB's metrics
-	late     = 5 * time.Minute  // how long a minute's figures may still rise
-	askEvery = 20 * time.Second // CloudWatch
-	window   = 6 * time.Hour    // counters begin anew so often, at the same times for everybody
+	period = time.Minute     // of ELB's metrics
+	late   = 5 * time.Minute // how long a minute's figures may still rise
+	window = 6 * time.Hour   // counters begin anew so often, at the same times for everybody
 )
 
 // minute is what a target group did in one.
@@ -46,7 +45,7 @@ var queries = []struct{ id, name, stat string }{
 // what gates look at. If CloudWatch does not answer the counters stand still,
 // which to a gate is that too little is known.
 func (r *Router) count(ctx context.Context, members map[fleet.Slot][]fleet.MemberStatus) {
-	if now := time.Now(); now.Sub(r.metrics.asked) >= askEvery {
+	if now := time.Now(); now.Sub(r.metrics.asked) >= r.o.Ask {
 		r.metrics.asked = now
 		if err := r.ask(ctx, now); err != nil && !r.metrics.warned && ctx.Err() == nil {
 			r.metrics.warned = true
