@@ -61,6 +61,12 @@ func (d Deps) pause() time.Duration {
 	return 3 * time.Second
 }
 
+// wait is the pause before the next question about what was begun then: short at
+// first, for much is there at once.
+func (d Deps) wait(began time.Time) time.Duration {
+	return min(d.pause(), max(300*time.Millisecond, time.Since(began)/4))
+}
+
 // region is one region's services. Its clients write down what they change.
 type region struct {
 	name string

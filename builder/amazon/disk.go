@@ -91,7 +91,7 @@ func (m *machine) volume(ctx context.Context) (string, int64, error) {
 		if time.Since(began) > m.b.deps.seen() {
 			return "", 0, fmt.Errorf("%s has no volume %s any more: nothing can be captured", m.instance, m.source.device)
 		}
-		if err := pause(ctx, m.b.deps.pause()); err != nil {
+		if err := pause(ctx, m.b.deps.wait(began)); err != nil {
 			return "", 0, err
 		}
 	}
@@ -127,7 +127,7 @@ func (r *region) completed(ctx context.Context, d Deps, id string) error {
 				}
 			}
 		}
-		if err := pause(ctx, d.pause()); err != nil {
+		if err := pause(ctx, d.wait(began)); err != nil {
 			return err
 		}
 	}

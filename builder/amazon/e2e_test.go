@@ -447,6 +447,7 @@ type site struct {
 func newSite(t *testing.T) *site {
 	t.Helper()
 	s := bare(t, moto.Start(t))
+	s.program()
 	root, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatal(err)
@@ -459,13 +460,32 @@ func newSite(t *testing.T) *site {
 		t.Fatal(err)
 	}
 	s.open = s.openTiny
-	s.bin = filepath.Join(t.TempDir(), "rebake")
-	build := exec.Command("go", "build", "-o", s.bin, "./cmd/rebake")
-	build.Dir = root
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
 	return s
+}
+
+// program builds rebake.
+func (s *site) program() {
+	s.t.Helper()
+	s.bin = filepath.Join(s.t.TempDir(), "rebake")
+	build := exec.Command("go", "build", "-o", s.bin, "./cmd/rebake")
+	build.Dir = "../.."
+	if out, err := build.CombinedOutput(); err != nil {
+		s.t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// insideGuests has the instances' guests in this process.
+func (s *site) insideGuests() {
+	s.t.Helper()
+	fb := &fake.Builder{Dir: filepath.Join(s.dir, "guests"), Cache: filepath.Join(s.dir, "cache")}
+	if err := os.MkdirAll(fb.Dir, 0o755); err != nil {
+		s.t.Fatal(err)
+	}
+	s.base = filepath.Join(s.dir, "base")
+	if err := fb.PackBase(s.base); err != nil {
+		s.t.Fatal(err)
+	}
+	s.open = s.openInside(fb)
 }
 
 // bare is a site without guests or program.
@@ -508,15 +528,7 @@ func TestTheAmazonBuilderKeepsItsContractOnMoto(t *testing.T) {
 	server := moto.Start(t)
 	conformance.Builder(t, func(t *testing.T) conformance.BuilderWorld {
 		s := bare(t, server)
-		fb := &fake.Builder{Dir: filepath.Join(s.dir, "guests"), Cache: filepath.Join(s.dir, "cache")}
-		if err := os.MkdirAll(fb.Dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		s.base = filepath.Join(s.dir, "base")
-		if err := fb.PackBase(s.base); err != nil {
-			t.Fatal(err)
-		}
-		s.open = s.openInside(fb)
+		s.insideGuests()
 		web := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprintln(rw, "it works") }))
 		t.Cleanup(web.Close)
 		_, port, err := net.SplitHostPort(web.Listener.Addr().String())
@@ -573,7 +585,7 @@ func TestTheAmazonBuilderKeepsItsContractOnMoto(t *testing.T) {
 	})
 }
 
-func (s *site) write(inline string) {
+func (s *site) write(inline ...string) {
 	s.t.Helper()
 	text := fmt.Sprintf(`name: tiny
 build:
@@ -586,13 +598,20 @@ build:
     ami: {copy_to: [%s], tags: {team: web}}
 provision:
   - file: {content: "release 1\n", destination: /www/index.html}
-  - shell: {inline: ["sed -i 's/ -j -k / /' /sbin/init", "%s"]} # its sshd forwards connections from the next boot on
+  - shell: {inline: [%s]}
 test:
   - http: {port: 80, path: /, status: 200, contains: release, within: 60s}
-`, here, s.ami, s.subnet, guestPort, there, inline)
+`, here, s.ami, s.subnet, guestPort, there, strings.Join(quoted(inline), ", "))
 	if err := os.WriteFile(filepath.Join(s.dir, "tiny.yaml"), []byte(text), 0o644); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+func quoted(lines []string) (out []string) {
+	for _, l := range lines {
+		out = append(out, strconv.Quote(l))
+	}
+	return out
 }
 
 func (s *site) command(args ...string) *exec.Cmd {
@@ -628,7 +647,8 @@ func (s *site) all() []string {
 
 func TestATemplateEndsInAnAMIAndAnImage(t *testing.T) {
 	s := newSite(t)
-	s.write("echo baked here >$HOME/made")
+	s.write("sed -i 's/ -j -k / /' /sbin/init", // its sshd forwards connections from the next boot on
+		"echo baked here >$HOME/made")
 	before := s.all()
 	out := s.rebake("build", "tiny.yaml")
 	if !strings.Contains(out, "baked tiny:") {
@@ -670,7 +690,9 @@ func TestATemplateEndsInAnAMIAndAnImage(t *testing.T) {
 }
 
 func TestGCRemovesWhatAKilledBuildMadeAndNothingElse(t *testing.T) {
-	s := newSite(t)
+	s := bare(t, moto.Start(t))
+	s.program()
+	s.insideGuests()
 	_, err := s.ec2.RunInstances(t.Context(), &ec2.RunInstancesInput{ImageId: &s.ami, MinCount: aws.Int32(1), MaxCount: aws.Int32(1), SubnetId: &s.subnet,
 		TagSpecifications: tagged(tagList(map[string]string{TagBuild: "01jother", "Name": "not yours"}), types.ResourceTypeInstance, types.ResourceTypeVolume)})
 	if err != nil {

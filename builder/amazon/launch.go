@@ -241,7 +241,7 @@ func soon(ctx context.Context, d Deps, f func() error, codes ...string) error {
 		if !isOne(err, codes...) || time.Since(began) > d.seen() {
 			return err
 		}
-		if perr := pause(ctx, d.pause()); perr != nil {
+		if perr := pause(ctx, d.wait(began)); perr != nil {
 			return errors.Join(perr, err)
 		}
 	}

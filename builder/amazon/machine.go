@@ -103,7 +103,7 @@ func (m *machine) running(ctx context.Context) (types.Instance, error) {
 				return i, fmt.Errorf("%s did not start: it is %s%s", m.instance, i.State.Name, m.because())
 			}
 		}
-		if err := pause(ctx, m.b.deps.pause()); err != nil {
+		if err := pause(ctx, m.b.deps.wait(began)); err != nil {
 			return types.Instance{}, err
 		}
 	}

@@ -237,7 +237,7 @@ func (r *region) available(ctx context.Context, d Deps, id string) (types.Image,
 			event.Waiting(ctx, "%s in %s to be available", id, r.name)
 			waits = true
 		}
-		if err := pause(ctx, d.pause()); err != nil {
+		if err := pause(ctx, d.wait(began)); err != nil {
 			return types.Image{}, err
 		}
 	}

@@ -31,7 +31,7 @@ func (s *sweep) run(ctx context.Context) error {
 	for _, id := range s.kept.ids(s.r.name) {
 		s.seen[id] = true
 	}
-	said := ""
+	said, began := "", time.Now()
 	for {
 		left, err := s.pass(ctx)
 		if err != nil {
@@ -49,9 +49,9 @@ func (s *sweep) run(ctx context.Context) error {
 		}
 		if text := fmt.Sprintf("%s: %v", s.r.name, left); text != said {
 			event.Waiting(ctx, "%s", text)
-			said = text
+			said, began = text, time.Now()
 		}
-		if err := pause(ctx, s.d.pause()); err != nil {
+		if err := pause(ctx, s.d.wait(began)); err != nil {
 			return fmt.Errorf("still there: %v: %w", left, err)
 		}
 	}
