@@ -3,10 +3,12 @@ package awsfake_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/service/autoscaling"
 	asgtypes "github.com/aws/aws-sdk-go-v2/service/autoscaling/types"
 	"github.com/aws/aws-sdk-go-v2/service/cloudwatch"
@@ -36,14 +38,22 @@ type rig struct {
 	sts *sts.Client
 }
 
-// clients never try again by themselves: a test sees each refusal.
+// clients never try again by themselves: a test sees each refusal. But they do after
+// what the comment on buffered in serve.go tells of.
 func clients(t testing.TB) *rig {
 	t.Helper()
 	cfg, err := ami.Config(t.Context(), region)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg.Retryer = func() aws.Retryer { return aws.NopRetryer{} }
+	cut := retry.IsErrorRetryableFunc(func(err error) aws.Ternary {
+		return aws.BoolTernary(strings.Contains(err.Error(), "use of closed network connection"))
+	})
+	cfg.Retryer = func() aws.Retryer {
+		return retry.NewStandard(func(o *retry.StandardOptions) {
+			o.Retryables, o.MaxBackoff = []retry.IsErrorRetryable{cut}, time.Millisecond
+		})
+	}
 	return &rig{t, t.Context(), ec2.NewFromConfig(cfg), autoscaling.NewFromConfig(cfg), elb.NewFromConfig(cfg), ebs.NewFromConfig(cfg), cloudwatch.NewFromConfig(cfg), ssm.NewFromConfig(cfg), sts.NewFromConfig(cfg)}
 }
 

@@ -101,10 +101,22 @@ func (c *Cloud) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 		writeRefusal(w, q, err)
 		return
 	}
+	if len(res.body) > buffered {
+		time.Sleep(2 * time.Millisecond)
+	}
 	maps.Copy(w.Header(), res.header)
 	w.WriteHeader(res.status)
 	_, _ = w.Write(res.body)
 }
+
+// buffered is how long an answer may be that the SDK's client reads at once. The
+// client closes a request's body as soon as the answer begins; if its transport,
+// which has sent the body, has not looked for its end by then, that look fails and
+// the connection is closed in the middle of a longer answer (smithy-go's
+// safeWriteToReadCloser says EOF where it is to say nothing). No network is as quick
+// as this server: a longer answer waits a little. On a machine that is very busy it
+// may still happen; the SDK's own retries take it for what it is.
+const buffered = 3 << 10
 
 // answer is a reply on the wire: it is made while the lock is held.
 type answer struct {
