@@ -16,6 +16,9 @@ const blind = 30 * time.Second
 
 const maxEvidence = 64 << 10
 
+// longestPause is how long is waited before something is tried again.
+const longestPause = 5 * time.Second
+
 // finish runs the loop until the deployment needs nothing more: it is done,
 // rolled back, blocked, or only keeps its old slot (unless wait).
 func (s *session) finish(ctx context.Context, r Record, wait bool) (Result, error) {
@@ -277,11 +280,12 @@ func (s *session) pause(ctx context.Context, times int) {
 	if poll <= 0 {
 		poll = 50 * time.Millisecond
 	}
+	d := max(poll, min(time.Duration(times)*poll, longestPause)) // where each look is seconds after the last, ten of them are not waited for
 	if s.Sleep != nil {
-		s.Sleep(ctx, time.Duration(times)*poll)
+		s.Sleep(ctx, d)
 		return
 	}
-	t := time.NewTimer(time.Duration(times) * poll)
+	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():

@@ -13,11 +13,13 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
 	"github.com/rebake/rebake/artifact"
+	"github.com/rebake/rebake/artifact/ami"
 	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/fleet/asg"
 	"github.com/rebake/rebake/internal/template"
 	"github.com/rebake/rebake/test/awsfake"
 	"github.com/rebake/rebake/test/awsfleet"
+	"github.com/rebake/rebake/test/disks"
 )
 
 func ok(t testing.TB, err error) {
@@ -207,4 +209,31 @@ func TestConfigIsRefused(t *testing.T) {
 			t.Errorf("%v, want %q", err, want)
 		}
 	}
+}
+
+// With publish: true an image without an AMI gets one when its deployment begins,
+// once; what was made is recorded with the image.
+func TestAnImageIsPublishedWhenItsDeploymentBegins(t *testing.T) {
+	awsfake.Start(t)
+	w := awsfleet.New(t)
+	img := disks.Bake(t, w.Store, artifact.Image{Name: "web", Version: "9", Arch: "amd64", Firmware: "bios", Seed: "nocloud", Created: time.Now().UTC().Truncate(time.Second)}, make([]byte, 1<<20))
+	spec := fleet.Spec{Image: img, Size: 1, Ports: []int{80}}
+	if err := open(t, w, "web", nil).Prepare(t.Context(), spec); err == nil {
+		t.Fatal("it has an AMI before it was published")
+	}
+	p := open(t, w, "web", func(c *asg.Config) { c.Publish = true })
+	for range 2 {
+		ok(t, p.Prepare(t.Context(), spec))
+	}
+	records, err := ami.Records(t.Context(), w.Store, img)
+	ok(t, err)
+	if len(records) != 1 {
+		t.Errorf("%d AMIs are recorded", len(records))
+	}
+	id := groupID(fleet.Blue, "01A")
+	ok(t, p.Launch(t.Context(), id, spec))
+	if g := theGroup(t, w, id); len(g.Instances) != 1 {
+		t.Errorf("%d instances run", len(g.Instances))
+	}
+	ok(t, p.Retire(t.Context(), id))
 }
