@@ -16,8 +16,9 @@ type Bucket struct {
 	Rate float64
 }
 
-// Documented are AWS's own limits for EC2, ELB and the EBS direct APIs, per account
-// and region. A key is an action, or a kind of a service's actions ("ec2:describe",
+// Documented are limits per account and region: those of EC2 and ELB as AWS's pages
+// have them; those of the EBS direct APIs were not looked up, and are near what the
+// quotas of an account begin with. A key is an action, or a kind of a service's actions ("ec2:describe",
 // "ec2:unfiltered", "ec2:mutating", "elasticloadbalancing:registration"), or a service: a bucket that all of its calls
 // take from too. "ec2:RunInstances/instances" is taken from for each instance. EC2
 // has a bucket of each action by itself, the others one for each kind together.
