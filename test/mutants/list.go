@@ -7,6 +7,7 @@ var mutants = []mutant{
 	{"retire before detach", "view.go", "	if act, busy := v.unlink(g.Slot, late, who); busy {", "	if act, busy := v.unlink(g.Slot, late, who); busy && v.r.State == Planned {"},
 	{"ready before the checks passed", "next.go", "case well && at.ready < at.healthy:", "case at.ready < goal:"},
 	{"warm when one instance is", "next.go", "case well && at.ready == at.healthy && at.baseLet == size:", "case at.ready > 0 && at.baseLet == size:"},
+	{"warm when as many are as were asked for", "next.go", "well := at.healthy >= goal && at.healthy == at.total", "well := at.healthy >= goal"},
 	{"traffic without verification", "next.go", "case r.Verified && verdict == Pass:", "case verdict == Pass || !r.Verified:"},
 	{"a failed gate before traffic is overlooked", "next.go", "		switch verdict, why := r.asked(p, -1); {\n		case verdict == Fail:", "		switch verdict, why := r.asked(p, -1); {\n		case verdict == Fail && r.Turns < 0:"},
 	{"inconclusive is good enough", "next.go", "	if verdict != Pass {\n		switch over", "	if verdict == Fail {\n		switch over"},
