@@ -76,7 +76,7 @@ func (d *Deployer) GoBack(ctx context.Context, b Back) (Result, error) {
 		reason += "; policy overridden: " + override
 	}
 	is := func(r *Release) bool { return b.Version == "" || r != nil && r.Spec.Image.Version == b.Version }
-	return d.session(ctx, func(s *session) (Result, error) {
+	return d.session(ctx, func(ctx context.Context, s *session) (Result, error) {
 		if r := s.history.Unfinished(); r != nil && !r.State.Proven() {
 			if !is(r.Old) {
 				return Result{Record: *r}, unfinished(*r)

@@ -4,14 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"reflect"
 	"time"
 
 	"github.com/oklog/ulid/v2"
 	"github.com/rebake/rebake/internal/event"
-	"github.com/rebake/rebake/internal/journal"
 )
 
 // Sentinels of deployments.
@@ -29,7 +26,8 @@ var (
 // Deployer carries deployments of one fleet out. Each method takes the fleet's
 // lock (ErrLocked names who has it), so that one operator at a time acts.
 type Deployer struct {
-	Dir    string // the fleet's: journal.jsonl, fleet.json, lock
+	Dir    string // the fleet's: journal.jsonl, fleet.json, lock; not used with Books
+	Books  Books  // where its state is; nil: in Dir
 	Config Config // saved by Deploy; its Name is the fleet's
 	Pool   Pool
 	Router Router
@@ -48,16 +46,6 @@ type Deployer struct {
 	// A rehearsal has a clock of its own.
 	Now   func() time.Time
 	Sleep func(context.Context, time.Duration)
-
-	open func() (log, player, error)            // tests: another journal
-	take func(dir string) (func() error, error) // tests: another lock
-	save func(dir string) error                 // tests: no file
-}
-
-// log is what a deployment needs of *journal.Journal.
-type log interface {
-	Append(kind string, data any) (journal.Record, error)
-	Close() error
 }
 
 // Witness is the optional power of a Pool to say what a group's machines last
@@ -104,7 +92,7 @@ func (d *Deployer) Deploy(ctx context.Context, req Request) (Result, error) {
 	if req.Spec.Size < 1 {
 		return Result{}, fmt.Errorf("fleet.size: %d instances cannot serve", req.Spec.Size)
 	}
-	return d.session(ctx, func(s *session) (Result, error) {
+	return d.session(ctx, func(ctx context.Context, s *session) (Result, error) {
 		if r := s.history.Unfinished(); r != nil && r.State == Blocked && req.Force {
 			if err := s.giveUp(ctx, *r); err != nil {
 				return Result{Record: *r}, err
@@ -128,11 +116,7 @@ func (d *Deployer) Deploy(ctx context.Context, req Request) (Result, error) {
 		if err := d.admit(ctx, req.Spec.Image, req.Override); err != nil {
 			return Result{}, err
 		}
-		save := d.Config.Save
-		if d.save != nil {
-			save = d.save
-		}
-		if err := save(d.Dir); err != nil {
+		if err := s.desk.Save(ctx, d.Config); err != nil {
 			return Result{}, err
 		}
 		return s.start(ctx, req, false)
@@ -142,7 +126,7 @@ func (d *Deployer) Deploy(ctx context.Context, req Request) (Result, error) {
 // Resume goes on with the deployment that was cut off, paused or blocked.
 // ErrNothing if there is none.
 func (d *Deployer) Resume(ctx context.Context, wait bool) (Result, error) {
-	return d.session(ctx, func(s *session) (Result, error) {
+	return d.session(ctx, func(ctx context.Context, s *session) (Result, error) {
 		r := s.history.Unfinished()
 		if r == nil {
 			if last := s.history.Last(); last != nil && last.State.Resting() {
@@ -174,7 +158,7 @@ func (d *Deployer) Resume(ctx context.Context, wait bool) (Result, error) {
 // new one goes. The error is nil when that was reached. After the point of no
 // return (committed) it refuses: Rollback is the word then.
 func (d *Deployer) Abort(ctx context.Context, reason string) (Result, error) {
-	return d.session(ctx, func(s *session) (Result, error) {
+	return d.session(ctx, func(ctx context.Context, s *session) (Result, error) {
 		r := s.history.Unfinished()
 		if r == nil {
 			return Result{}, fmt.Errorf("%w: no deployment of %s is unfinished; `rebake rollback %s` goes back to the image before", ErrNothing, d.Config.Name, d.Config.Name)
@@ -187,7 +171,7 @@ func (d *Deployer) Abort(ctx context.Context, reason string) (Result, error) {
 // retires an old slot whose time is over (now: whether or not it is over), and
 // ends instances that no deployment knows.
 func (d *Deployer) Tend(ctx context.Context, now bool) error {
-	_, err := d.session(ctx, func(s *session) (Result, error) {
+	_, err := d.session(ctx, func(ctx context.Context, s *session) (Result, error) {
 		if r := s.history.Unfinished(); r != nil {
 			if r.State.Proven() {
 				return s.finish(ctx, *r, true)
@@ -210,9 +194,9 @@ func (d *Deployer) Tend(ctx context.Context, now bool) error {
 	return err
 }
 
-// Destroy ends the fleet: traffic, router, every instance, and its directory.
+// Destroy ends the fleet: traffic, router, every instance, and its books.
 func (d *Deployer) Destroy(ctx context.Context) error {
-	unlock, err := lock(d.Dir)
+	ctx, desk, leave, err := d.sit(ctx)
 	if err != nil {
 		return err
 	}
@@ -229,13 +213,9 @@ func (d *Deployer) Destroy(ctx context.Context) error {
 				return fmt.Errorf("end the %s instances: %w", g.ID.Slot, err)
 			}
 		}
-		// Last: until here it can be repeated. A journal without fleet.json would be a fleet that lost its record.
-		if err := os.Remove(filepath.Join(d.Dir, journalName)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-		return os.RemoveAll(d.Dir)
+		return desk.Remove(ctx) // last: until here it can be repeated
 	})
-	return errors.Join(err, unlock())
+	return leave(err)
 }
 
 // Status is what a fleet is, without its lock.
@@ -251,7 +231,7 @@ type Status struct {
 
 // Status reads the journal, the pool and the router; it changes nothing.
 func (d *Deployer) Status(ctx context.Context) (Status, error) {
-	h, err := ReadHistory(d.Dir)
+	h, err := d.History(ctx)
 	if err != nil {
 		return Status{}, err
 	}
@@ -299,7 +279,7 @@ func (s *session) start(ctx context.Context, req Request, rollback bool) (Result
 	if err != nil {
 		return Result{}, err
 	}
-	who := me()
+	who := Me()
 	p := Plan{
 		ID: ulid.Make().String(), Fleet: s.Config.Name, By: who.User + "@" + who.Host, Began: s.now().UTC(),
 		Old: s.history.Current(), Base: o.Router.Weights, Policy: req.Policy, Rollback: rollback, InFreeze: req.InFreeze, Override: req.Override, Hooks: s.Notify != nil,

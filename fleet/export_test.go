@@ -1,11 +1,11 @@
 package fleet
 
 import (
+	"context"
 	"time"
-)
 
-// Log is what a deployment needs of a journal.
-type Log = log
+	"github.com/rebake/rebake/internal/journal"
+)
 
 // Player brings a history up to date.
 type Player = player
@@ -29,8 +29,21 @@ func (p *player) Play(at time.Time, data any) bool {
 var Replay = replay
 
 // InMemory gives the deployer another journal, no fleet.json, and a lock that is always free.
-func (d *Deployer) InMemory(open func() (Log, Player, error)) {
-	d.open = open
-	d.take = func(string) (func() error, error) { return func() error { return nil }, nil }
-	d.save = func(string) error { return nil }
+func (d *Deployer) InMemory(recall func() Player, write func(kind string, data any) (journal.Record, error)) {
+	d.Books = quick{&memory{by: d}, recall, write}
+}
+
+// quick are books whose records need no bytes.
+type quick struct {
+	*memory
+	past  func() player
+	write func(kind string, data any) (journal.Record, error)
+}
+
+func (q quick) Take(context.Context) (Desk, error) { return q, nil }
+
+func (q quick) recall() player { return q.past() }
+
+func (q quick) Append(_ context.Context, kind string, data any) (journal.Record, error) {
+	return q.write(kind, data)
 }

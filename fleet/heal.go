@@ -49,7 +49,7 @@ const kindHeal = "heal"
 // name: the next Heal, or the next deployment, goes on from what is there.
 func (d *Deployer) Heal(ctx context.Context, live ...string) (Healed, error) {
 	out := Healed{Replaced: []Replacement{}}
-	_, err := d.session(ctx, func(s *session) (Result, error) {
+	_, err := d.session(ctx, func(ctx context.Context, s *session) (Result, error) {
 		h, err := s.healer(live)
 		if err != nil {
 			return Result{}, err
@@ -87,7 +87,7 @@ func (s *session) healer(live []string) (*healer, error) {
 		return nil, fmt.Errorf("%w: its old instances are kept warm until %s, and an instance that is missing meanwhile looks like a bad image; replace live instances after `rebake gc` has ended them then",
 			ErrUnfinished, r.Deadline.Local().Format("15:04:05"))
 	}
-	who := me()
+	who := Me()
 	h := &healer{session: s, id: ulid.Make().String(), by: who.User + "@" + who.Host, cur: *cur, victims: slices.Clone(live), fresh: map[string]bool{}}
 	for _, r := range s.history {
 		if r.New.Group == cur.Group || r.ID == last.ID && h.policy.Port == 0 {

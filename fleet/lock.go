@@ -15,17 +15,19 @@ import (
 	"github.com/gofrs/flock"
 )
 
-// owner is who holds a fleet's lock. The lock itself is a flock, which the
-// kernel takes back from a killed process; this file only names its holder.
-type owner struct {
+// Operator is who holds a fleet: a process of somebody. On one machine that is for
+// people to read: the lock itself is a flock, which the kernel takes back from a
+// killed process.
+type Operator struct {
 	User  string    `json:"user"`
 	Host  string    `json:"host"`
 	PID   int       `json:"pid"`
 	Since time.Time `json:"since"`
 }
 
-func me() owner {
-	o := owner{User: strconv.Itoa(os.Getuid()), Host: "localhost", PID: os.Getpid(), Since: time.Now().UTC()}
+// Me is this process, from now on.
+func Me() Operator {
+	o := Operator{User: strconv.Itoa(os.Getuid()), Host: "localhost", PID: os.Getpid(), Since: time.Now().UTC()}
 	if u, err := user.Current(); err == nil {
 		o.User = u.Username
 	}
@@ -49,7 +51,7 @@ func lock(dir string) (unlock func() error, err error) {
 		err := fmt.Errorf("%w: %s", ErrLocked, whose(dir))
 		return nil, errors.Join(err, l.Close())
 	}
-	b, err := json.Marshal(me())
+	b, err := json.Marshal(Me())
 	if err == nil {
 		err = atomicfile.Write(filepath.Join(dir, ownerName), b, 0o600)
 	}
@@ -66,10 +68,15 @@ func lock(dir string) (unlock func() error, err error) {
 }
 
 func whose(dir string) string {
-	var o owner
+	var o Operator
 	b, err := os.ReadFile(filepath.Join(dir, ownerName))
 	if err != nil || json.Unmarshal(b, &o) != nil || o.PID == 0 {
 		return "its name is not known (try again in a moment)"
 	}
+	return o.String()
+}
+
+// String is what another operator is told.
+func (o Operator) String() string {
 	return fmt.Sprintf("%s on %s, process %d, since %s; wait for it to end", o.User, o.Host, o.PID, o.Since.Local().Format("15:04:05"))
 }

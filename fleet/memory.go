@@ -1,38 +1,57 @@
 package fleet
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
 	"slices"
 
 	"github.com/rebake/rebake/internal/journal"
 )
 
-// Forget makes the deployer keep its journal in memory, with neither lock nor
-// file, so that of a rehearsal nothing is left, however it ends. Dir is not used.
-func (d *Deployer) Forget() {
-	m := &memory{by: d}
-	d.open = func() (log, player, error) {
-		return m, player{History: slices.Clone(m.past.History), Epoch: m.past.Epoch}, nil
-	}
-	d.take = func(string) (func() error, error) { return func() error { return nil }, nil }
-	d.save = func(string) error { return nil }
-}
+// Forget makes the deployer keep its books in memory, so that of a rehearsal
+// nothing is left, however it ends. Dir is not used.
+func (d *Deployer) Forget() { d.Books = &memory{by: d} }
 
-// memory is a journal that is gone with its process.
+// memory are books that are gone with their process. One goroutine has them.
 type memory struct {
 	by   *Deployer // its clock
-	past player
-	seq  int
+	cfg  *Config
+	recs []journal.Record
+	held bool
 }
 
-func (m *memory) Append(kind string, data any) (journal.Record, error) {
+func (m *memory) Config(context.Context) (Config, error) {
+	if m.cfg == nil {
+		return Config{}, fmt.Errorf("%w: %s", ErrNoFleet, m.by.Config.Name)
+	}
+	return *m.cfg, nil
+}
+
+func (m *memory) Records(context.Context) ([]journal.Record, error) { return slices.Clone(m.recs), nil }
+
+func (m *memory) Take(context.Context) (Desk, error) {
+	if m.held {
+		return nil, fmt.Errorf("%w: this process", ErrLocked)
+	}
+	m.held = true
+	return m, nil
+}
+
+func (m *memory) Open(ctx context.Context) ([]journal.Record, error) { return m.Records(ctx) }
+
+func (m *memory) Append(_ context.Context, kind string, data any) (journal.Record, error) {
 	raw, err := json.Marshal(data)
 	if err != nil {
 		return journal.Record{}, err
 	}
-	m.seq++
-	rec := journal.Record{Seq: m.seq, Time: m.by.now().UTC(), Kind: kind, Data: raw}
-	return rec, m.past.play(rec)
+	rec := journal.Record{Seq: len(m.recs) + 1, Time: m.by.now().UTC(), Kind: kind, Data: raw}
+	m.recs = append(m.recs, rec)
+	return rec, nil
 }
 
-func (m *memory) Close() error { return nil }
+func (m *memory) Save(_ context.Context, c Config) error { m.cfg = &c; return nil }
+
+func (m *memory) Remove(context.Context) error { m.cfg, m.recs = nil, nil; return nil }
+
+func (m *memory) Release(context.Context) error { m.held = false; return nil }

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"reflect"
@@ -8,7 +9,7 @@ import (
 
 // Plan says what Deploy would do with the request now, and the id to approve it
 // by. memory is what an instance takes, in bytes. It changes nothing and takes no lock.
-func (d *Deployer) Plan(req Request, memory int64) (Forecast, string, error) {
+func (d *Deployer) Plan(ctx context.Context, req Request, memory int64) (Forecast, string, error) {
 	var err error
 	if req.Policy, err = req.Policy.Complete(); err != nil {
 		return Forecast{}, "", err
@@ -16,7 +17,7 @@ func (d *Deployer) Plan(req Request, memory int64) (Forecast, string, error) {
 	if err := req.Policy.fits(req.Spec.Size); err != nil {
 		return Forecast{}, "", err
 	}
-	h, err := ReadHistory(d.Dir)
+	h, err := d.History(ctx)
 	if err != nil {
 		return Forecast{}, "", err
 	}

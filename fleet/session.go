@@ -2,65 +2,55 @@ package fleet
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/rebake/rebake/internal/event"
-	"github.com/rebake/rebake/internal/journal"
 )
 
-// session is one call that holds the lock and the open journal.
+// session is one call of the fleet's only writer.
 type session struct {
 	*Deployer
-	log     log
+	desk    Desk
 	history History
 	epoch   int64 // of this session; 0 until it changes something
 	last    int64 // the highest that the journal knows
 	news    []*news
 }
 
-func (d *Deployer) session(ctx context.Context, f func(*session) (Result, error)) (res Result, err error) {
-	take := d.take
-	if take == nil {
-		take = lock
-	}
-	unlock, err := take(d.Dir)
+func (d *Deployer) session(ctx context.Context, f func(context.Context, *session) (Result, error)) (res Result, err error) {
+	ctx, desk, leave, err := d.sit(ctx)
 	if err != nil {
 		return res, err
 	}
-	defer func() { err = errors.Join(err, unlock()) }()
-	open := d.open
-	if open == nil {
-		open = d.journal
-	}
-	l, past, err := open()
+	defer func() { err = leave(err) }()
+	past, err := open(ctx, desk)
 	if err != nil {
 		return res, err
 	}
-	defer func() { err = errors.Join(err, l.Close()) }()
-	s := &session{Deployer: d, log: l, history: past.History, last: past.Epoch}
-	res, err = f(s)
+	s := &session{Deployer: d, desk: desk, history: past.History, last: past.Epoch}
+	res, err = f(ctx, s)
 	res.Serving = s.history.Current()
 	return res, err
 }
 
-// journal opens the fleet's journal and reads what is in it.
-func (d *Deployer) journal() (log, player, error) {
-	j, recs, err := journal.Open(filepath.Join(d.Dir, journalName))
+// open reads the journal at the desk.
+func open(ctx context.Context, desk Desk) (past player, err error) {
+	recs, err := desk.Open(ctx)
 	if err != nil {
-		return nil, player{}, err
+		return past, err
 	}
-	var past player
+	if m, ok := desk.(interface{ recall() player }); ok { // it knows what they say
+		return m.recall(), nil
+	}
 	for _, rec := range recs {
 		if err := past.play(rec); err != nil {
-			return nil, player{}, errors.Join(err, j.Close())
+			return past, err
 		}
 	}
-	return j, past, nil
+	return past, nil
 }
 
 // lease is the first record of each session that changes something: who, and
@@ -68,15 +58,15 @@ func (d *Deployer) journal() (log, player, error) {
 // they can refuse the calls of those with a lower one.
 type lease struct {
 	Epoch int64 `json:"epoch"`
-	owner
+	Operator
 }
 
 func (s *session) lease(ctx context.Context) error {
 	if s.epoch != 0 {
 		return nil
 	}
-	l := lease{s.last + 1, me()}
-	if _, err := s.log.Append(kindLease, l); err != nil {
+	l := lease{s.last + 1, Me()}
+	if _, err := s.desk.Append(ctx, kindLease, l); err != nil {
 		return err
 	}
 	s.epoch = l.Epoch
@@ -96,7 +86,7 @@ func (s *session) append(ctx context.Context, kind string, data any) error {
 	if err := s.lease(ctx); err != nil {
 		return err
 	}
-	if _, err := s.log.Append(kind, data); err != nil {
+	if _, err := s.desk.Append(ctx, kind, data); err != nil {
 		return err
 	}
 	what := ""

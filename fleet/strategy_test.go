@@ -278,9 +278,8 @@ func TestAFailedSlotStaysInQuarantine(t *testing.T) {
 func TestOnlyTheApprovedPlanIsCarriedOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, nil)
-		w.d.Dir = t.TempDir()
 		first := request("1")
-		_, id, err := w.d.Plan(first, 1<<20)
+		_, id, err := w.d.Plan(t.Context(), first, 1<<20)
 		if err != nil {
 			t.Fatal(err)
 		}

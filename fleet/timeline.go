@@ -1,9 +1,9 @@
 package fleet
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -29,9 +29,9 @@ type PastHeal struct {
 	Instances []string  `json:"instances"` // that were started anew and attached
 }
 
-// Timeline reads what happened to the fleet in dir, which may be in use: oldest first.
-func Timeline(dir string) ([]Past, []PastHeal, error) {
-	recs, err := journal.Read(filepath.Join(dir, journalName))
+// Timeline reads what happened to the fleet, which may be in use: oldest first.
+func (d *Deployer) Timeline(ctx context.Context) ([]Past, []PastHeal, error) {
+	recs, err := d.books().Records(ctx)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -16,7 +16,7 @@ import (
 func TestTimeline(t *testing.T) {
 	pool := &fake.Pool{Behave: map[artifact.Digest]fake.Behaviour{"sha256:bad": {Status: 500}}}
 	d := &fleet.Deployer{Dir: t.TempDir(), Config: fleet.Config{Name: "web"}, Pool: pool, Router: &fake.Router{Check: pool.Check, Rise: 1, Every: time.Millisecond}, Poll: time.Millisecond}
-	if past, heals, err := fleet.Timeline(d.Dir); err != nil || len(past)+len(heals) != 0 {
+	if past, heals, err := d.Timeline(t.Context()); err != nil || len(past)+len(heals) != 0 {
 		t.Fatalf("%v %v %v", past, heals, err)
 	}
 	deploy := func(version string, want error) {
@@ -42,7 +42,7 @@ func TestTimeline(t *testing.T) {
 	}
 	deploy("bad", fleet.ErrRolledBack)
 
-	past, heals, err := fleet.Timeline(d.Dir)
+	past, heals, err := d.Timeline(t.Context())
 	if err != nil || len(past) != 3 || len(heals) != 1 {
 		t.Fatalf("%d deployments, %d heals, %v", len(past), len(heals), err)
 	}

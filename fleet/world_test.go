@@ -51,40 +51,35 @@ func newWorld(t *testing.T, behave map[artifact.Digest]fake.Behaviour) *world {
 	w := &world{t: t, pool: &fake.Pool{Behave: behave}, killed: map[string]bool{}, visited: map[fleet.State]bool{}, size: size}
 	w.router = &fake.Router{Check: w.pool.Check, Rise: 2}
 	w.d = &fleet.Deployer{Config: fleet.Config{Name: "web"}, Pool: guardPool{w}, Router: guardRouter{w}}
-	w.d.InMemory(func() (fleet.Log, fleet.Player, error) {
-		return memory{w}, fleet.Player{History: slices.Clone(w.past.History), Epoch: w.past.Epoch}, nil
-	})
+	w.d.InMemory(func() fleet.Player { return fleet.Player{History: slices.Clone(w.past.History), Epoch: w.past.Epoch} }, w.append)
 	return w
 }
 
-type memory struct{ w *world }
-
-func (m memory) Append(kind string, data any) (journal.Record, error) {
-	r := journal.Record{Seq: len(m.w.recs) + 1, Time: time.Now().UTC(), Kind: kind}
-	if !m.w.fast { // the simulator has no need of the bytes
+// append is the journal in memory.
+func (w *world) append(kind string, data any) (journal.Record, error) {
+	r := journal.Record{Seq: len(w.recs) + 1, Time: time.Now().UTC(), Kind: kind}
+	if !w.fast { // the simulator has no need of the bytes
 		raw, err := json.Marshal(data)
 		if err != nil {
 			return r, err
 		}
 		r.Data = raw
 	}
-	m.w.recs = append(m.w.recs, r)
+	w.recs = append(w.recs, r)
 	before := fleet.Progress{}
-	if l := m.w.past.History.Last(); l != nil {
+	if l := w.past.History.Last(); l != nil {
 		before = l.Progress
 	}
-	if !m.w.past.Play(r.Time, data) {
+	if !w.past.Play(r.Time, data) {
 		return r, errors.New("a record of no known deployment")
 	}
-	m.w.transition(r, before)
-	if m.w.crashAt > 0 && len(m.w.recs) >= m.w.crashAt {
-		m.w.crashAt = 0
+	w.transition(r, before)
+	if w.crashAt > 0 && len(w.recs) >= w.crashAt {
+		w.crashAt = 0
 		panic(crash{})
 	}
 	return r, nil
 }
-
-func (memory) Close() error { return nil }
 
 // run calls f and says whether the process was killed in it.
 func (w *world) run(f func() (fleet.Result, error)) (res fleet.Result, err error, killed bool) {

@@ -208,7 +208,7 @@ func amiRm(s *session) error {
 
 // unused is an error if a fleet needs the image.
 func (s *session) unused(img artifact.Image) error {
-	who, err := pipeline.UsedBy(s.Env, img.Digest)
+	who, err := pipeline.UsedBy(s.ctx, s.Env, img.Digest)
 	if err != nil {
 		return fmt.Errorf("cannot tell whether a fleet uses it, so its AMIs stay: %w", err)
 	}

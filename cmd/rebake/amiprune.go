@@ -231,7 +231,7 @@ func (s *session) wish(a artifact.Attacher, c pipeline.Ceased) (w ami.Wish, why 
 	if rung == "" {
 		return w, why, nil
 	}
-	who, err := pipeline.UsedBy(s.Env, c.Image.Digest)
+	who, err := pipeline.UsedBy(s.ctx, s.Env, c.Image.Digest)
 	if err != nil || who != "" {
 		return w, "fleet " + who + " needs it", err
 	}

@@ -50,7 +50,7 @@ func newApp(std stdio, unknown func(error)) *cli.App {
 	app := &cli.App{
 		Name:                      "rebake",
 		Usage:                     "bake machine images and replace running fleets with them",
-		UsageText:                 "rebake [--output text|json] [--store ADDRESS] [--debug] COMMAND [options] [arguments]",
+		UsageText:                 "rebake [--output text|json] [--store ADDRESS] [--state ADDRESS] [--debug] COMMAND [options] [arguments]",
 		Description:               "Don't patch servers. Rebake them. `rebake init web && rebake up web.yaml` is the whole of it.",
 		Version:                   version,
 		Writer:                    std.out,
@@ -64,7 +64,7 @@ func newApp(std stdio, unknown func(error)) *cli.App {
 		OnUsageError:              onUsageError,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "output", Usage: "how to tell what happens: `text` (a live view on a terminal), plain or json", Value: "text", EnvVars: []string{"REBAKE_OUTPUT"}},
-			storeFlag(),
+			storeFlag(), stateFlag(),
 			&cli.BoolFlag{Name: "debug", Usage: "show every line that guests and tools print", EnvVars: []string{"REBAKE_DEBUG"}},
 		},
 		Commands: commands(),
@@ -202,6 +202,9 @@ func with(f func(*session) error) cli.ActionFunc {
 		defer func() {
 			err = s.red.Error(errors.Join(err, u.Close())) // what a guest said may be in it
 		}()
+		if s.Shared, err = sharedState(c.String("state")); err != nil {
+			return err
+		}
 		if c.String("store") != "" {
 			if err := s.useStore(c.String("store")); err != nil {
 				return err

@@ -17,8 +17,10 @@ import (
 	"github.com/rebake/rebake/fleet/asg"
 	"github.com/rebake/rebake/fleet/haproxy"
 	poolqemu "github.com/rebake/rebake/fleet/qemu"
+	fleets3 "github.com/rebake/rebake/fleet/s3"
 	"github.com/rebake/rebake/internal/cache"
 	"github.com/rebake/rebake/internal/check"
+	"github.com/rebake/rebake/internal/event"
 	"github.com/rebake/rebake/internal/keyring"
 	"github.com/rebake/rebake/internal/pipeline"
 	"github.com/rebake/rebake/internal/state"
@@ -41,7 +43,11 @@ func backends() pipeline.Backends {
 			Routers:      map[string]func() any{"haproxy": func() any { return new(haproxy.Config) }, "alb": func() any { return new(alb.Config) }},
 		},
 		Builder: newBuilder, Provisioner: newProvisioner, Check: newCheck,
-		Pool: newPool, Router: newRouter, Alarms: alb.Alarms, Destroy: destroyer, Sweep: sweep,
+		Home: func(ctx context.Context, address string) (fleet.Home, error) {
+			return fleets3.Open(ctx, address, fleets3.Options{Tell: func(ctx context.Context, of string) { event.Waiting(ctx, "%s", of) }})
+		},
+		Bound: []string{"qemu", "haproxy"},
+		Pool:  newPool, Router: newRouter, Alarms: alb.Alarms, Destroy: destroyer, Sweep: sweep,
 		Contents: func(env pipeline.Env) ([]artifact.Digest, error) { return qemu.Contents(env.State) },
 		Cached: func(env pipeline.Env, keep []artifact.Digest) ([]cache.Entry, error) {
 			hex := map[string]bool{}

@@ -230,6 +230,9 @@ func validateCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			if err := pipeline.CheckState(s.Env, tpl); err != nil {
+				return err
+			}
 			version := s.c.String("version")
 			if expression(version) != "" {
 				version = ""

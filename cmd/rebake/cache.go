@@ -39,7 +39,7 @@ func cacheCommand() *cli.Command {
 }
 
 func cacheLs(s *session) error {
-	entries, err := pipeline.Cached(s.Env)
+	entries, err := pipeline.Cached(s.ctx, s.Env)
 	if err != nil {
 		return err
 	}

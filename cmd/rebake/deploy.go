@@ -240,7 +240,7 @@ func rollbackCommand() *cli.Command {
 			if n := s.c.NArg(); n < 1 || n > 2 {
 				return usagef("`rebake fleet ls` lists the fleets, `rebake fleet history FLEET` the versions", "rollback takes a fleet and perhaps a version; got %d arguments", n)
 			}
-			d, err := pipeline.Fleet(s.Env, s.c.Args().First())
+			d, err := pipeline.Fleet(s.ctx, s.Env, s.c.Args().First())
 			if err != nil {
 				return err
 			}
@@ -263,7 +263,7 @@ func rollbackCommand() *cli.Command {
 
 // stillThere looks for the image of a proven version before anything is touched.
 func (s *session) stillThere(d *fleet.Deployer, version string) error {
-	h, err := fleet.ReadHistory(d.Dir)
+	h, err := d.History(s.ctx)
 	if err != nil {
 		return err
 	}
@@ -288,7 +288,7 @@ func (s *session) fleetArg() (*fleet.Deployer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return pipeline.Fleet(s.Env, name)
+	return pipeline.Fleet(s.ctx, s.Env, name)
 }
 
 func deployStatus(s *session) error {
@@ -296,7 +296,7 @@ func deployStatus(s *session) error {
 	if err != nil {
 		return err
 	}
-	h, err := fleet.ReadHistory(d.Dir)
+	h, err := d.History(s.ctx)
 	if err != nil {
 		return err
 	}

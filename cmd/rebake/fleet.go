@@ -47,17 +47,21 @@ func fleetCommand() *cli.Command {
 }
 
 func fleetLs(s *session) error {
-	names, err := pipeline.FleetNames(s.Env)
-	if err != nil {
-		return err
+	places, away := pipeline.Fleets(s.ctx, s.Env)
+	if len(places) == 0 && away != nil {
+		return away
 	}
-	if len(names) == 0 {
+	if len(places) == 0 {
 		return s.result([]string{}, "no fleets yet: `rebake init web && rebake up web.yaml` makes one")
 	}
 	rows := [][]string{{"FLEET", "IMAGE", "ADDRESS", "STATE", "INSTANCES"}}
 	all := map[string]fleet.Status{}
-	for _, n := range names {
-		d, err := pipeline.Fleet(s.Env, n)
+	for _, p := range places {
+		n := p.Name
+		if _, twice := all[n]; twice {
+			n = p.State + "/" + n
+		}
+		d, err := pipeline.FleetAt(s.ctx, s.Env, p)
 		var st fleet.Status
 		if err == nil {
 			st, err = d.Status(s.ctx)
@@ -73,7 +77,7 @@ func fleetLs(s *session) error {
 		}
 		rows = append(rows, []string{n, currentImage(st), st.Router.Listen, word, instanceCount(st)})
 	}
-	return s.result(all, ui.Table(rows))
+	return errors.Join(away, s.result(all, ui.Table(rows)))
 }
 
 func currentImage(st fleet.Status) string {
@@ -163,7 +167,7 @@ func (s *session) instanceArgs() (*fleet.Deployer, string, []string, error) {
 	if s.c.NArg() < 2 {
 		return nil, "", nil, usagef("`rebake fleet status FLEET` lists the instances", "%s takes a fleet and an instance; got %d arguments", s.c.Command.HelpName, s.c.NArg())
 	}
-	d, err := pipeline.Fleet(s.Env, s.c.Args().First())
+	d, err := pipeline.Fleet(s.ctx, s.Env, s.c.Args().First())
 	return d, s.c.Args().Get(1), s.c.Args().Slice()[2:], err
 }
 

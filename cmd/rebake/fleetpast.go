@@ -22,7 +22,7 @@ func fleetHistory(s *session) error {
 	if limit < 0 {
 		return usagef("0 is all of them", "--limit %d is below zero", limit)
 	}
-	past, heals, err := fleet.Timeline(d.Dir)
+	past, heals, err := d.Timeline(s.ctx)
 	if err != nil {
 		return err
 	}

@@ -66,7 +66,7 @@ func imagesOutdated(s *session) error {
 	if err != nil {
 		return err
 	}
-	used, err := pipeline.Used(s.Env)
+	used, err := pipeline.Used(s.ctx, s.Env)
 	if err != nil {
 		return err
 	}

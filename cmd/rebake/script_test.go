@@ -26,9 +26,11 @@ import (
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/artifact/oci"
 	"github.com/rebake/rebake/fleet"
+	fleets3 "github.com/rebake/rebake/fleet/s3"
 	"github.com/rebake/rebake/internal/pipeline"
 	"github.com/rebake/rebake/internal/state"
 	"github.com/rebake/rebake/test/awsfake"
+	"github.com/rebake/rebake/test/bucket"
 	"github.com/rebake/rebake/test/fake"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -54,6 +56,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("NO_PROXY", "127.0.0.1")
 			e.Values[stallKey{}] = make(chan struct{}, 1)
 			e.Values[awsKey{}] = new(*awsfake.Cloud)
+			e.Values[bucketKey{}] = new(s3Server)
 			l, err := net.Listen("tcp", "127.0.0.1:0") // a free address for a router
 			if err != nil {
 				return err
@@ -69,7 +72,7 @@ func TestScripts(t *testing.T) {
 			"ok": scriptOK, "fails": scriptFails, "json": scriptJSON, "mkimage": scriptMkimage,
 			"mkfleet": scriptMkfleet, "hold": scriptHold, "stall": scriptStall, "schema": scriptSchema,
 			"registry": scriptRegistry, "doctor": scriptDoctor, "printf": scriptPrintf, "damage": scriptDamage, "serve": scriptServe, "holds": scriptHolds,
-			"aws": scriptAWS,
+			"aws": scriptAWS, "bucket": scriptBucket,
 		},
 	})
 }
@@ -295,12 +298,44 @@ func scriptMkfleet(ts *testscript.TestScript, neg bool, args []string) {
 		cfg.Policy, err = cfg.Policy.Complete()
 		ts.Check(err)
 		d := &fleet.Deployer{Dir: home(ts).Fleet(cfg.Name), Config: cfg, Pool: pool, Router: router, Poll: time.Millisecond}
+		if at := ts.Getenv("SHARED"); at != "" {
+			h, err := fleets3.Open(context.Background(), at, fleets3.Options{Client: ts.Value(bucketKey{}).(*s3Server).Client(nil)})
+			ts.Check(err)
+			d.Books = h.Books(cfg.Name)
+		}
 		_, err = d.Deploy(context.Background(), fleet.Request{Spec: fleet.Spec{Image: img, Size: cfg.Size, Ports: []int{80}}, Policy: cfg.Policy})
 		want := map[string]error{"bad": fleet.ErrRolledBack, "pause": fleet.ErrBlocked}[how]
 		if !errors.Is(err, want) {
 			ts.Fatalf("deploy %s: %v", a, err)
 		}
 	}
+}
+
+type bucketKey struct{}
+
+// scriptBucket starts an S3 server and points the SDK at it; `bucket end` ends it.
+// While $SHARED is the address of a state in it, mkfleet's fleets are there.
+func scriptBucket(ts *testscript.TestScript, neg bool, args []string) {
+	b := ts.Value(bucketKey{}).(*s3Server)
+	if len(args) == 1 && args[0] == "end" {
+		b.http.Close()
+		return
+	}
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: bucket [end]")
+	}
+	b.http = httptest.NewServer(&b.Server)
+	ts.Defer(b.http.Close)
+	for k, v := range map[string]string{"AWS_ENDPOINT_URL": b.http.URL, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+		"AWS_REGION": "eu-central-1", "AWS_EC2_METADATA_DISABLED": "true", "AWS_MAX_ATTEMPTS": "1"} {
+		ts.Setenv(k, v)
+	}
+}
+
+// s3Server is a script's bucket.
+type s3Server struct {
+	bucket.Server
+	http *httptest.Server
 }
 
 // scriptHold FILE takes a file's lock until the script ends, as another rebake would.

@@ -18,6 +18,19 @@ func storeFlag() cli.Flag {
 	return &cli.StringFlag{Name: "store", EnvVars: []string{"REBAKE_STORE"}, Usage: "where images are: a registry, as `oci://HOST/PREFIX`, or local; instead of the template's store:"}
 }
 
+func stateFlag() cli.Flag {
+	return &cli.StringFlag{Name: "state", EnvVars: []string{"REBAKE_STATE"}, Usage: "where fleets' journals and locks are: a bucket, as `s3://BUCKET/PREFIX`, or local; instead of the template's fleet.state:"}
+}
+
+// sharedState is what --state names.
+func sharedState(address string) (string, error) {
+	address = strings.TrimRight(address, "/")
+	if address != "" && address != pipeline.LocalState && !template.IsState(address) {
+		return "", usagef("for example --state s3://my-team/rebake", "%q is no shared state", address)
+	}
+	return address, nil
+}
+
 // localStore is how --store names the one of the state directory.
 const localStore = "local"
 

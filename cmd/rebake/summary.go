@@ -286,7 +286,7 @@ func gateAt(r fleet.Record, f fleet.Finding) string {
 func (a *account) answers(r fleet.Result) *summary.Answers {
 	ctx, cancel := a.after()
 	defer cancel()
-	d, err := pipeline.Fleet(a.s.Env, r.Fleet)
+	d, err := pipeline.Fleet(ctx, a.s.Env, r.Fleet)
 	if err != nil {
 		return nil
 	}

@@ -124,6 +124,7 @@ func (n *Need) fleet(t *template.Template) error {
 			n.Add(Publish, "fleet.pool.asg.publish")
 		}
 	}
+	n.InBucket(t.Fleet.State)
 	router, err := keys(t.Fleet.Router)
 	if err != nil {
 		return err

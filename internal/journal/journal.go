@@ -49,6 +49,40 @@ func (r Record) sum() (string, error) {
 	return hex.EncodeToString(h[:]), nil
 }
 
+// Next is the record that follows last, the zero Record for the first, and its
+// line with the newline.
+func Next(last Record, at time.Time, kind string, data any) (Record, []byte, error) {
+	r := Record{Seq: last.Seq + 1, Time: at.UTC(), Kind: kind, Prev: last.Sum}
+	fail := func(err error) (Record, []byte, error) {
+		return Record{}, nil, fmt.Errorf("append %s to the journal: %w", kind, err)
+	}
+	if data != nil {
+		raw, err := json.Marshal(data)
+		if err != nil {
+			return fail(err)
+		}
+		r.Data = raw
+	}
+	var err error
+	if r.Sum, err = r.sum(); err != nil {
+		return fail(err)
+	}
+	line, err := json.Marshal(r)
+	if err != nil {
+		return fail(err)
+	}
+	return r, append(line, '\n'), nil
+}
+
+// Parse verifies whole lines that follow last, the zero Record for the first.
+func Parse(last Record, lines []byte) ([]Record, error) {
+	recs, good, err := parse(last, lines)
+	if err == nil && good < int64(len(lines)) {
+		err = fmt.Errorf("%w: record %d has no end", ErrCorrupt, last.Seq+len(recs)+1)
+	}
+	return recs, err
+}
+
 // file is what a journal needs of *os.File.
 type file interface {
 	io.WriteCloser
@@ -123,23 +157,10 @@ func (j *Journal) Append(kind string, data any) (Record, error) {
 	if j.f == nil {
 		return Record{}, fmt.Errorf("append to the journal: %w", os.ErrClosed)
 	}
-	r := Record{Seq: j.last.Seq + 1, Time: j.now().UTC(), Kind: kind, Prev: j.last.Sum}
-	if data != nil {
-		raw, err := json.Marshal(data)
-		if err != nil {
-			return Record{}, fmt.Errorf("append %s to the journal: %w", kind, err)
-		}
-		r.Data = raw
-	}
-	var err error
-	if r.Sum, err = r.sum(); err != nil {
-		return Record{}, fmt.Errorf("append %s to the journal: %w", kind, err)
-	}
-	line, err := json.Marshal(r)
+	r, line, err := Next(j.last, j.now(), kind, data)
 	if err != nil {
-		return Record{}, fmt.Errorf("append %s to the journal: %w", kind, err)
+		return Record{}, err
 	}
-	line = append(line, '\n')
 	if j.size+int64(len(line)) > maxSize {
 		return Record{}, fmt.Errorf("append %s to the journal: %s is full (%d bytes)", kind, j.path, j.size)
 	}
@@ -222,7 +243,7 @@ func load(path string) (recs []Record, good int64, torn bool, err error) {
 	if len(b) > maxSize {
 		return nil, 0, false, fmt.Errorf("%w: %s is larger than %d bytes", ErrCorrupt, path, maxSize)
 	}
-	recs, good, err = parse(b)
+	recs, good, err = parse(Record{}, b)
 	if err != nil {
 		return nil, 0, false, fmt.Errorf("%s: %w", path, err)
 	}
@@ -231,8 +252,7 @@ func load(path string) (recs []Record, good int64, torn bool, err error) {
 
 // parse verifies b; good is the length of its whole lines. Only bytes after
 // the last newline can be torn: a record and its newline are one write.
-func parse(b []byte) (recs []Record, good int64, err error) {
-	prev := Record{}
+func parse(prev Record, b []byte) (recs []Record, good int64, err error) {
 	for {
 		i := bytes.IndexByte(b[good:], '\n')
 		if i < 0 {
@@ -241,7 +261,7 @@ func parse(b []byte) (recs []Record, good int64, err error) {
 		line := b[good : good+int64(i)]
 		r, err := verify(line, prev)
 		if err != nil {
-			return nil, 0, fmt.Errorf("%w: line %d: %w", ErrCorrupt, len(recs)+1, err)
+			return nil, 0, fmt.Errorf("%w: line %d: %w", ErrCorrupt, prev.Seq+1, err)
 		}
 		recs, prev = append(recs, r), r
 		good += int64(i) + 1

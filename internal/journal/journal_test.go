@@ -223,7 +223,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("\n"))
 	f.Add([]byte(`{"seq":1,"time":"0001-01-01T00:00:00Z","kind":"","prev":"","sum":""}` + "\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		recs, good, err := parse(b)
+		recs, good, err := parse(Record{}, b)
 		if err != nil {
 			if !errors.Is(err, ErrCorrupt) {
 				t.Fatal(err)
@@ -233,7 +233,7 @@ func FuzzParse(f *testing.F) {
 		if good > int64(len(b)) || bytes.Count(b, []byte("\n")) != len(recs) {
 			t.Fatalf("%d records, %d bytes good of %d", len(recs), good, len(b))
 		}
-		again, n, err := parse(b[:good])
+		again, n, err := parse(Record{}, b[:good])
 		if err != nil || n != good || len(again) != len(recs) {
 			t.Fatal(again, n, err)
 		}

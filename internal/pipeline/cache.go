@@ -13,9 +13,9 @@ import (
 // Cached lists what is kept to save time. It fails rather than call something
 // unused that a fleet may need. Of the images that a fleet could go back to only
 // the one before is in use here: the disks of others are made again from the store.
-func Cached(env Env) ([]cache.Entry, error) {
+func Cached(ctx context.Context, env Env) ([]cache.Entry, error) {
 	var keep []artifact.Digest
-	err := eachFleet(env, func(_ fleet.Config, needs []fleet.Need) error {
+	err := eachFleet(ctx, env, func(_ fleet.Config, needs []fleet.Need) error {
 		for _, n := range needs {
 			if n.Back <= 1 {
 				keep = append(keep, n.Image.Content)
@@ -34,13 +34,13 @@ func Cached(env Env) ([]cache.Entry, error) {
 // What a fleet could go back to is not among them: it is an image of the store, or
 // was removed, and then nothing needs its chunks. Nor is what fleets have from a
 // registry, unless it is here: their copies keep what they can.
-func Needed(env Env) ([]artifact.Digest, error) {
+func Needed(ctx context.Context, env Env) ([]artifact.Digest, error) {
 	has := func(artifact.Digest) bool { return false }
 	if s, ok := env.Store.(interface{ Has(artifact.Digest) bool }); ok {
 		has = s.Has
 	}
 	var keep []artifact.Digest
-	err := eachFleet(env, func(cfg fleet.Config, needs []fleet.Need) error {
+	err := eachFleet(ctx, env, func(cfg fleet.Config, needs []fleet.Need) error {
 		for _, n := range needs {
 			if n.Back == 0 && (cfg.Store == "" || has(n.Image.Content)) {
 				keep = append(keep, n.Image.Content)
@@ -58,7 +58,7 @@ func Needed(env Env) ([]artifact.Digest, error) {
 // PruneCache removes what was not used for the longest time until the cache
 // occupies at most limit bytes.
 func PruneCache(ctx context.Context, env Env, limit int64) ([]cache.Entry, error) {
-	entries, err := Cached(env)
+	entries, err := Cached(ctx, env)
 	if err != nil {
 		return nil, err
 	}

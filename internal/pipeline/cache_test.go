@@ -486,7 +486,7 @@ func TestTheCacheIsBoundedAfterABuild(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	entries, err := pipeline.Cached(w.env)
+	entries, err := pipeline.Cached(t.Context(), w.env)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -80,7 +80,7 @@ func Unneeded(ctx context.Context, env Env, img artifact.Image, ceased bool, f f
 			return err
 		}
 	}
-	who, err := UsedBy(env, img.Digest)
+	who, err := UsedBy(ctx, env, img.Digest)
 	if err != nil {
 		return fmt.Errorf("cannot tell whether a fleet uses %s, so its AMIs stay: %w", imageName(img), err)
 	}

@@ -59,7 +59,7 @@ func PlanDeploy(ctx context.Context, env Env, tpl *template.Template, img artifa
 	if m, ok := d.Pool.(interface{ InstanceMemory() int64 }); ok {
 		memory = m.InstanceMemory()
 	}
-	f, id, err := d.Plan(req, memory)
+	f, id, err := d.Plan(ctx, req, memory)
 	f.Notes = d.Notes()
 	return f, id, err
 }
@@ -68,6 +68,9 @@ func PlanDeploy(ctx context.Context, env Env, tpl *template.Template, img artifa
 func fleetFor(ctx context.Context, env Env, tpl *template.Template, img artifact.Image, force bool) (*fleet.Deployer, fleet.Request, error) {
 	if tpl.Fleet == nil {
 		return nil, fleet.Request{}, fmt.Errorf("%s has no fleet: block, so there is nothing to deploy to (`rebake docs fleet`)", tpl.Path)
+	}
+	if err := errors.Join(CheckState(env, tpl), env.onlyThere(ctx, env.placeOf(tpl))); err != nil {
+		return nil, fleet.Request{}, err
 	}
 	cfg, err := fleetConfig(tpl)
 	if err != nil {
@@ -79,7 +82,11 @@ func fleetFor(ctx context.Context, env Env, tpl *template.Template, img artifact
 	if r := tpl.Fleet.Require; r == nil || !r.NotRevoked {
 		env.warnRevoked(ctx, img)
 	}
-	if old, err := fleet.LoadConfig(env.State.Fleet(cfg.Name)); err == nil {
+	books, err := env.books(ctx, env.placeOf(tpl))
+	if err != nil {
+		return nil, fleet.Request{}, err
+	}
+	if old, err := books.Config(ctx); err == nil {
 		if err := sameAddress(old, cfg); err != nil {
 			return nil, fleet.Request{}, err
 		}
@@ -91,7 +98,7 @@ func fleetFor(ctx context.Context, env Env, tpl *template.Template, img artifact
 		return nil, fleet.Request{}, err
 	}
 	cfg.Tests, cfg.Store = kept, env.Address
-	d, err := deployer(env, cfg)
+	d, err := deployer(env, books, cfg)
 	if err != nil {
 		return nil, fleet.Request{}, err
 	}
@@ -226,7 +233,7 @@ func compact(raw json.RawMessage) []byte {
 }
 
 // deployer puts a fleet's parts together, with the store that its images are in.
-func deployer(env Env, cfg fleet.Config) (*fleet.Deployer, error) {
+func deployer(env Env, books fleet.Books, cfg fleet.Config) (*fleet.Deployer, error) {
 	env, err := env.In(cfg.Store)
 	if err != nil {
 		return nil, fmt.Errorf("the store of fleet %s: %w", cfg.Name, err)
@@ -239,7 +246,7 @@ func deployer(env Env, cfg fleet.Config) (*fleet.Deployer, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &fleet.Deployer{Dir: env.State.Fleet(cfg.Name), Config: cfg, Pool: pool, Router: router}
+	d := &fleet.Deployer{Books: books, Config: cfg, Pool: pool, Router: router}
 	d.Join()
 	d.Ask = withAlarms(env, askFor(cfg, pool, func() ([]namedCheck, error) { return keptTests(env, cfg.Tests) }))
 	d.Hold = env.hold
@@ -253,31 +260,6 @@ func deployer(env Env, cfg fleet.Config) (*fleet.Deployer, error) {
 		d.Gate = func(ctx context.Context, i fleet.Instance) error { return gate(ctx, pool, i.ID, cfg.Commands) }
 	}
 	return d, nil
-}
-
-// Fleet opens a fleet that was deployed before, by name.
-func Fleet(env Env, name string) (*fleet.Deployer, error) {
-	cfg, err := fleet.LoadConfig(env.State.Fleet(name))
-	if errors.Is(err, fleet.ErrNoFleet) {
-		names, lerr := FleetNames(env)
-		if lerr != nil {
-			return nil, lerr
-		}
-		if len(names) == 0 {
-			return nil, fmt.Errorf("%w; there are none yet (`rebake up TEMPLATE` makes one)", err)
-		}
-		return nil, fmt.Errorf("%w; there are: %s", err, strings.Join(names, ", "))
-	}
-	if err != nil {
-		return nil, err
-	}
-	return deployer(env, cfg)
-}
-
-// FleetNames lists the fleets of the state directory, also those whose record
-// cannot be read: whoever opens one is told.
-func FleetNames(env Env) ([]string, error) {
-	return fleet.Names(env.State.Fleets())
 }
 
 // Doors is the optional power of a pool to say how an instance is logged in to.
@@ -324,19 +306,17 @@ func gate(ctx context.Context, pool fleet.Pool, instance string, commands []stri
 // TendAll does what the fleets have due, and removes directories of fleets
 // whose destruction was cut off.
 func TendAll(ctx context.Context, env Env) ([]Removed, error) {
-	names, err := FleetNames(env)
-	if err != nil {
-		return nil, err
-	}
+	all, err := Fleets(ctx, env)
 	var gone []Removed
-	var errs []error
-	for _, n := range names {
-		d, err := Fleet(env, n)
+	errs := []error{err}
+	for _, p := range all {
+		n := p.Name
+		d, err := FleetAt(ctx, env, p)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		before, err := fleet.ReadHistory(d.Dir)
+		before, err := d.History(ctx)
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -345,7 +325,7 @@ func TendAll(ctx context.Context, env Env) ([]Removed, error) {
 			errs = append(errs, fmt.Errorf("fleet %s: %w", n, err))
 			continue
 		}
-		after, err := fleet.ReadHistory(d.Dir)
+		after, err := d.History(ctx)
 		errs = append(errs, err)
 		if old, _ := before.Kept(); old != nil {
 			if still, _ := after.Kept(); still == nil {

@@ -66,7 +66,7 @@ var driftBoot = 15 * time.Second
 // they booted. What cannot be asked is in the result; an error is the pool's.
 func Drift(ctx context.Context, d *fleet.Deployer) (FleetDrift, error) {
 	f := FleetDrift{Instances: []InstanceDrift{}}
-	h, err := fleet.ReadHistory(d.Dir)
+	h, err := d.History(ctx)
 	if err != nil {
 		return f, err
 	}

@@ -145,9 +145,9 @@ func (e Env) Changes(ctx context.Context, from, to artifact.Image) lifecycle.Cha
 }
 
 // Used are the images, by digest, that fleets run, keep or could go back to.
-func Used(env Env) (map[artifact.Digest]bool, error) {
+func Used(ctx context.Context, env Env) (map[artifact.Digest]bool, error) {
 	used := map[artifact.Digest]bool{}
-	return used, eachFleet(env, func(cfg fleet.Config, needs []fleet.Need) error {
+	return used, eachFleet(ctx, env, func(cfg fleet.Config, needs []fleet.Need) error {
 		for _, n := range needs {
 			if n.Back <= cfg.Previous() {
 				used[n.Image.Digest] = true

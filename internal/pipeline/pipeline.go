@@ -30,6 +30,7 @@ type Env struct {
 	State    state.Dir
 	Store    artifact.Store
 	Address  string // of the store, as --store has it; "": the local one
+	Shared   string // address of the fleets' state, as --state has it; "": nobody said
 	Backends Backends
 	Version  string // of rebake
 	// Ask puts a question to a person and returns one of the choices; nil: nobody is there.
@@ -74,6 +75,10 @@ type Backends struct {
 	Router      func(env Env, fleetName, kind string, config []byte, health fleet.HealthCheck) (fleet.Router, error)
 	// Alarms asks a cloud for the state of its alarms, for the gate alarm; nil: there is none.
 	Alarms func(ctx context.Context, region string, names []string) (fleet.Verdict, string, error)
+	// Home opens the shared state of an address.
+	Home func(ctx context.Context, address string) (fleet.Home, error)
+	// Bound are the kinds of pools and routers that are of one machine.
+	Bound []string
 	// Store opens the store of an address; "" is the local one.
 	Store func(env Env, address string) (artifact.Store, error)
 	// Destroy removes a machine by the kind of its builder and its id.

@@ -22,7 +22,7 @@ func Rehearse(ctx context.Context, env Env, tpl *template.Template, img artifact
 	if err != nil {
 		return rehearse.Report{}, err
 	}
-	h, err := fleet.ReadHistory(env.State.Fleet(cfg.Name))
+	h, err := env.pastOf(ctx, tpl)
 	if err != nil {
 		return rehearse.Report{}, err
 	}

@@ -274,7 +274,7 @@ func Free(ctx context.Context, env Env, grace time.Duration) (freed int64, err e
 	if !ok {
 		return 0, fmt.Errorf("%w: %T", ErrCannotRemove, env.Store)
 	}
-	keep, err := Needed(env)
+	keep, err := Needed(ctx, env)
 	if err != nil {
 		return 0, fmt.Errorf("cannot tell what is in use, so nothing was deleted: %w", err)
 	}
@@ -309,7 +309,7 @@ func Remove(ctx context.Context, env Env, img artifact.Image, why string, forget
 		return err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
-	who, err := UsedBy(env, img.Digest)
+	who, err := UsedBy(ctx, env, img.Digest)
 	if err != nil {
 		return fmt.Errorf("cannot tell whether a fleet uses it, so it stays: %w", err)
 	}

@@ -25,10 +25,10 @@ func TestADamagedFleetHidesNoOther(t *testing.T) {
 			}
 		}
 	}
-	if names, err := pipeline.FleetNames(w.env); err != nil || !slices.Equal(names, []string{"bad"}) {
+	if names, err := pipeline.Fleets(t.Context(), w.env); err != nil || !slices.Equal(names, []pipeline.Place{{Name: "bad"}}) {
 		t.Errorf("%v, %v", names, err)
 	}
-	if _, err := pipeline.Fleet(w.env, "bad"); err == nil || !strings.Contains(err.Error(), filepath.Join("bad", "fleet.json")) {
+	if _, err := pipeline.Fleet(t.Context(), w.env, "bad"); err == nil || !strings.Contains(err.Error(), filepath.Join("bad", "fleet.json")) {
 		t.Errorf("its error does not name the file: %v", err)
 	}
 	if _, err := pipeline.TendAll(t.Context(), w.env); err == nil || !strings.Contains(err.Error(), "bad") {
@@ -37,7 +37,7 @@ func TestADamagedFleetHidesNoOther(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(w.env.State.Fleet("bad"), "journal.jsonl"), []byte("damaged\nlines\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := pipeline.Needed(w.env); err == nil {
+	if _, err := pipeline.Needed(t.Context(), w.env); err == nil {
 		t.Error("what a damaged journal needs is taken as not needed")
 	}
 }

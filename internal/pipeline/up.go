@@ -49,6 +49,9 @@ type Upped struct {
 //   - does not deploy an image again, unchanged, that the fleet was taken back
 //     from: ErrRolledBack.
 func Up(ctx context.Context, env Env, tpl *template.Template, bake BakeOptions, deploy DeployOptions) (u Upped, err error) {
+	if err := CheckState(env, tpl); err != nil {
+		return Upped{Outcome: OutcomeFailed}, err
+	}
 	if !bake.IfChanged {
 		return up(ctx, env, tpl, bake, deploy)
 	}
@@ -57,7 +60,7 @@ func Up(ctx context.Context, env Env, tpl *template.Template, bake BakeOptions, 
 		return Upped{Outcome: OutcomeFailed}, err
 	}
 	defer func() { err = errors.Join(err, release()) }()
-	resumed, err := settle(ctx, env, tpl.Fleet.Name, deploy.Wait)
+	resumed, err := settle(ctx, env, tpl, deploy.Wait)
 	if err != nil {
 		return Upped{Outcome: OutcomeOf(resumed, err), Deployment: resumed}, err
 	}
@@ -75,7 +78,7 @@ func up(ctx context.Context, env Env, tpl *template.Template, bake BakeOptions, 
 	is := u.Baked[0]
 	u.Changed = is.Changed
 	if bake.IfChanged && !is.Changed {
-		if err := takenBack(env, tpl, is.Image); err != nil {
+		if err := takenBack(ctx, env, tpl, is.Image); err != nil {
 			u.Outcome = OutcomeRolledBack
 			return u, err
 		}
@@ -88,7 +91,7 @@ func up(ctx context.Context, env Env, tpl *template.Template, bake BakeOptions, 
 	}
 	u.Outcome = OutcomeOf(u.Deployment, err)
 	if bake.IfChanged && u.Outcome == OutcomeUnchanged {
-		if u.Healed, err = mend(ctx, env, tpl.Fleet.Name); err != nil {
+		if u.Healed, err = mend(ctx, env, env.placeOf(tpl)); err != nil {
 			u.Outcome = OutcomeFailed
 			return u, err
 		}
@@ -117,10 +120,10 @@ func OutcomeOf(res fleet.Result, err error) string {
 
 // settle brings what an earlier run left of a deployment to its end, or says who
 // has to.
-func settle(ctx context.Context, env Env, name string, wait bool) (fleet.Result, error) {
-	h, err := fleet.ReadHistory(env.State.Fleet(name))
+func settle(ctx context.Context, env Env, tpl *template.Template, wait bool) (fleet.Result, error) {
+	h, err := env.pastOf(ctx, tpl)
 	if err != nil {
-		return fleet.Result{}, fmt.Errorf("fleet %s: %w", name, err)
+		return fleet.Result{}, err
 	}
 	if err := h.Waits(); err != nil {
 		return fleet.Result{Record: *h.Last()}, fmt.Errorf("nothing was baked: %w", err)
@@ -128,7 +131,7 @@ func settle(ctx context.Context, env Env, name string, wait bool) (fleet.Result,
 	if h.Unfinished() == nil {
 		return fleet.Result{}, nil
 	}
-	d, err := Fleet(env, name)
+	d, err := FleetAt(ctx, env, env.placeOf(tpl))
 	if err != nil {
 		return fleet.Result{}, err
 	}
@@ -142,8 +145,8 @@ func settle(ctx context.Context, env Env, name string, wait bool) (fleet.Result,
 
 // mend starts the router if it is down, and dead and missing instances anew. Those
 // that run are not touched.
-func mend(ctx context.Context, env Env, name string) ([]fleet.Replacement, error) {
-	d, err := Fleet(env, name)
+func mend(ctx context.Context, env Env, p Place) ([]fleet.Replacement, error) {
+	d, err := FleetAt(ctx, env, p)
 	if err != nil {
 		return nil, err
 	}
@@ -161,9 +164,9 @@ func mend(ctx context.Context, env Env, name string) ([]fleet.Replacement, error
 	}
 	switch {
 	case alive < st.Current.Spec.Size:
-		event.Warnf(ctx, "%d of %d instances of fleet %s run: the others are started anew", alive, st.Current.Spec.Size, name)
+		event.Warnf(ctx, "%d of %d instances of fleet %s run: the others are started anew", alive, st.Current.Spec.Size, p.Name)
 	case !st.Router.Up:
-		event.Warnf(ctx, "the router of fleet %s is down: it is started", name)
+		event.Warnf(ctx, "the router of fleet %s is down: it is started", p.Name)
 	default:
 		return nil, nil
 	}
@@ -173,10 +176,10 @@ func mend(ctx context.Context, env Env, name string) ([]fleet.Replacement, error
 
 // takenBack refuses an image that the fleet was taken back from, by its gates or
 // by a person, and that is the same as it was then.
-func takenBack(env Env, tpl *template.Template, img artifact.Image) error {
-	h, err := fleet.ReadHistory(env.State.Fleet(tpl.Fleet.Name))
+func takenBack(ctx context.Context, env Env, tpl *template.Template, img artifact.Image) error {
+	h, err := env.pastOf(ctx, tpl)
 	if err != nil {
-		return fmt.Errorf("fleet %s: %w", tpl.Fleet.Name, err)
+		return err
 	}
 	r := h.TakenBack(img.Digest)
 	if r == nil {

@@ -79,7 +79,7 @@ func (w *nights) gets(outcome string, changed bool, text func() string) pipeline
 
 func (w *nights) runs() string {
 	w.t.Helper()
-	d, err := pipeline.Fleet(w.env, "web")
+	d, err := pipeline.Fleet(w.t.Context(), w.env, "web")
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -196,7 +196,7 @@ func TestAnImageThatWasTakenBackIsNotTriedAgainUnlessSomethingChanged(t *testing
 
 	w.set("good")
 	w.gets("deployed", true, w.plain)
-	d, err := pipeline.Fleet(w.env, "web")
+	d, err := pipeline.Fleet(t.Context(), w.env, "web")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,9 +17,9 @@ import (
 )
 
 // UsedBy names a fleet that needs the image, or "".
-func UsedBy(env Env, d artifact.Digest) (string, error) {
+func UsedBy(ctx context.Context, env Env, d artifact.Digest) (string, error) {
 	var user string
-	err := eachFleet(env, func(cfg fleet.Config, needs []fleet.Need) error {
+	err := eachFleet(ctx, env, func(cfg fleet.Config, needs []fleet.Need) error {
 		for _, n := range needs {
 			if n.Image.Digest == d && n.Back <= cfg.Previous() {
 				user = cfg.Name
@@ -31,32 +31,53 @@ func UsedBy(env Env, d artifact.Digest) (string, error) {
 }
 
 // eachFleet tells of every fleet which images it needs or once ran to the end. It
-// fails if a fleet's record or journal cannot be read, also of one that lost its record.
-func eachFleet(env Env, f func(fleet.Config, []fleet.Need) error) error {
-	lost, err := fleet.Orphans(env.State.Fleets())
+// fails if a fleet's record or journal cannot be read, also of one that lost its
+// record, and if a place cannot be asked where fleets are.
+func eachFleet(ctx context.Context, env Env, f func(fleet.Config, []fleet.Need) error) error {
+	states, err := env.everywhere()
+	if err != nil {
+		return err
+	}
+	for _, s := range states {
+		h, err := env.home(ctx, s)
+		if err == nil {
+			err = fleetsOf(ctx, h, f)
+		}
+		if err != nil && s != "" {
+			err = fmt.Errorf("what fleets in %s need cannot be told: %w (if there are none any more, remove its line from %s)", s, err, env.State.SharedList())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func fleetsOf(ctx context.Context, h fleet.Home, f func(fleet.Config, []fleet.Need) error) error {
+	lost, err := h.Orphans(ctx)
 	if err != nil {
 		return err
 	}
 	if len(lost) > 0 {
 		return fmt.Errorf("%s has a journal and no fleet.json: what that fleet runs cannot be told (if it is gone, remove the directory)", lost[0])
 	}
-	names, err := FleetNames(env)
+	names, err := h.Names(ctx)
 	if err != nil {
 		return err
 	}
 	slices.Sort(names)
 	for _, n := range names {
-		dir := env.State.Fleet(n)
-		cfg, err := fleet.LoadConfig(dir)
+		b := h.Books(n)
+		cfg, err := b.Config(ctx)
 		if errors.Is(err, fleet.ErrNoFleet) { // destroyed this moment
 			continue
 		}
-		var h fleet.History
+		var past fleet.History
 		if err == nil {
-			h, err = fleet.ReadHistory(dir)
+			past, err = fleet.HistoryOf(ctx, b)
 		}
 		if err == nil {
-			err = f(cfg, h.Needs())
+			err = f(cfg, past.Needs())
 		}
 		if err != nil {
 			return fmt.Errorf("fleet %s: %w", n, err)
@@ -70,7 +91,7 @@ func eachFleet(env Env, f func(fleet.Config, []fleet.Need) error) error {
 // than their records say.
 func (e Env) uses(ctx context.Context, rules map[string]retain.Rules) ([]retain.Use, error) {
 	var out []retain.Use
-	err := eachFleet(e, func(cfg fleet.Config, needs []fleet.Need) error {
+	err := eachFleet(ctx, e, func(cfg fleet.Config, needs []fleet.Need) error {
 		for _, n := range needs {
 			if n.Back <= max(cfg.Previous(), rules[n.Image.Name].KeepPrevious) {
 				out = append(out, retain.Use{Image: n.Image.Digest, Why: "fleet " + cfg.Name + " " + n.Why})

@@ -41,18 +41,23 @@ type Parent struct {
 // Explain finds an instance among all fleets, also one that is gone if a
 // journal knows the deployment that its name tells of.
 func Explain(ctx context.Context, env Env, instance string) (Why, error) {
-	names, err := FleetNames(env)
+	all, err := Fleets(ctx, env)
 	if err != nil {
 		return Why{}, err
 	}
 	// The longest name first: web-eu-blue-… is of web-eu, if there is one.
-	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(len(b), len(a)) })
+	slices.SortFunc(all, func(a, b Place) int { return cmp.Compare(len(b.Name), len(a.Name)) })
 	var errs []error
-	for _, n := range names {
+	for _, p := range all {
+		n := p.Name
 		var w Why
-		c, err := fleet.LoadConfig(env.State.Fleet(n))
+		var c fleet.Config
+		b, err := env.books(ctx, p)
 		if err == nil {
-			w, err = explain(ctx, env, c, instance)
+			c, err = b.Config(ctx)
+		}
+		if err == nil {
+			w, err = explain(ctx, env, b, c, instance)
 		}
 		if err == nil {
 			if env, err = env.In(c.Store); err != nil {
@@ -64,28 +69,27 @@ func Explain(ctx context.Context, env Env, instance string) (Why, error) {
 			errs = append(errs, fmt.Errorf("fleet %s: %w", n, err))
 		}
 	}
-	slices.Sort(names)
 	switch {
 	case len(errs) > 0:
 		return Why{}, errors.Join(errs...)
-	case len(names) == 0:
+	case len(all) == 0:
 		return Why{}, fmt.Errorf("%w %q: there are no fleets yet (`rebake up TEMPLATE` makes one)", errNoInstance, instance)
 	}
-	return Why{}, fmt.Errorf("%w %q, and no journal tells of a deployment that had it: `rebake fleet status FLEET` lists what there is, of %s", errNoInstance, instance, strings.Join(names, ", "))
+	return Why{}, fmt.Errorf("%w %q, and no journal tells of a deployment that had it: `rebake fleet status FLEET` lists what there is, of %s", errNoInstance, instance, strings.Join(namesOf(all), ", "))
 }
 
 var errNoInstance = errors.New("no fleet has an instance")
 
-func explain(ctx context.Context, env Env, c fleet.Config, instance string) (Why, error) {
+func explain(ctx context.Context, env Env, b fleet.Books, c fleet.Config, instance string) (Why, error) {
 	rest, ok := strings.CutPrefix(instance, c.Name+"-")
 	if !ok {
 		return Why{}, errNoInstance
 	}
-	d, err := deployer(env, c)
+	d, err := deployer(env, b, c)
 	if err != nil {
 		return Why{}, err
 	}
-	h, err := fleet.ReadHistory(d.Dir)
+	h, err := d.History(ctx)
 	if err != nil {
 		return Why{}, err
 	}

@@ -52,7 +52,7 @@ func TestExplainFollowsAnInstanceToItsBase(t *testing.T) {
 	for _, name := range []string{"web", "web-eu"} {
 		pools[name] = new(fake.Pool)
 		cfg := fleet.Config{Name: name, Template: "web.yaml", Size: 1, Policy: fleet.Policy{Port: 80}}
-		d, err := deployer(env, cfg)
+		d, err := deployer(env, fleet.Local(env.State.Fleets()).Books(name), cfg)
 		if err != nil {
 			t.Fatal(err)
 		}

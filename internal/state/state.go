@@ -5,10 +5,14 @@ package state
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 )
 
 // Dir is $REBAKE_HOME.
@@ -71,6 +75,33 @@ func (d Dir) Fleets() string { return filepath.Join(string(d), "fleets") }
 
 // Fleet is the directory of one fleet.
 func (d Dir) Fleet(name string) string { return filepath.Join(d.Fleets(), name) }
+
+// SharedList is the file that Shared reads.
+func (d Dir) SharedList() string { return filepath.Join(string(d), "shared-states") }
+
+// Shared are the addresses of all shared states that were ever used from here: as
+// long as fleets there may need images, none of those is removed.
+func (d Dir) Shared() ([]string, error) {
+	b, err := os.ReadFile(d.SharedList())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list the shared states: %w", err)
+	}
+	return strings.Fields(string(b)), nil
+}
+
+// AddShared adds an address to Shared.
+func (d Dir) AddShared(address string) error {
+	all, err := d.Shared()
+	if err != nil || slices.Contains(all, address) {
+		return err
+	}
+	f, err := os.OpenFile(d.SharedList(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("remember the shared state %s: %w", address, err)
+	}
+	_, err = f.WriteString("\n" + address + "\n") // also after a line that was cut off
+	return errors.Join(err, f.Sync(), f.Close())
+}
 
 // Up is the lock of whoever brings a fleet up only if something changed.
 func (d Dir) Up(fleet string) string { return filepath.Join(string(d), "locks", "up-"+fleet+".lock") }

@@ -54,6 +54,7 @@ type fleetBlock struct {
 	Health   healthBlock   `yaml:"health" rebake:"required" jsonschema_description:"how an instance is judged: http or tcp"`
 	Deploy   deployBlock   `yaml:"deploy" jsonschema_description:"how the fleet is replaced"`
 	Require  *requireBlock `yaml:"require" jsonschema_description:"what an image must have to run in the fleet"`
+	State    string        `yaml:"state" jsonschema_description:"where the fleet's journal and lock are, as s3://BUCKET/PREFIX; the state directory where none is given"`
 }
 
 type healthBlock struct {

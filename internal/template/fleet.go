@@ -5,16 +5,22 @@ import (
 	"time"
 )
 
+// IsState tells of the address of a shared state.
+func IsState(address string) bool { return statePattern.MatchString(address) }
+
 // fleet reads fleet: and sets its defaults.
 func (l *loader) fleet(e *entry, doc document, kinds Kinds) (*Fleet, error) {
 	f, n := doc.Fleet, e.value
 	at := Block{n: n, src: l.s, dir: l.scope.dir, line: e.line, column: e.column}
-	out := &Fleet{Name: f.Name, Size: f.Size, UserData: f.UserData}
+	out := &Fleet{Name: f.Name, Size: f.Size, UserData: f.UserData, State: strings.TrimRight(f.State, "/")}
 	if out.Name == "" {
 		out.Name = strings.NewReplacer("/", "-", ".", "-", "_", "-").Replace(doc.Name)
 	}
 	if !fleetPattern.MatchString(out.Name) {
 		return nil, at.Errorf("name", "%q cannot name a fleet: at most 40 lower-case letters, digits and - (set fleet.name)", out.Name)
+	}
+	if f.State != "" && !IsState(f.State) {
+		return nil, at.Errorf("state", "%q is no shared state: s3://BUCKET or s3://BUCKET/PREFIX", f.State)
 	}
 	if n.get("size") == nil {
 		out.Size = 1

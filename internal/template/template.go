@@ -97,6 +97,7 @@ type Fleet struct {
 	Health     Health
 	Deploy     Deploy
 	Require    *Require // nil: nothing
+	State      string   // address of its shared state; "": the state directory
 }
 
 // Health is how an instance is judged.

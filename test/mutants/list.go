@@ -38,7 +38,7 @@ var mutants = []mutant{
 	{"rolling goes back without room", "rolling.go", "	switch room := size + p.Roll.MaxSurge -", "	switch room := 2*size + p.Roll.MaxSurge -"},
 	{"a clock that was set back prolongs a hold", "next.go", "	r = r.rewound(now)\n", ""},
 	{"a hold ends that nobody watched", "next.go", "	r = r.watched(now)\n", ""},
-	{"the epoch does not rise", "session.go", "	l := lease{s.last + 1, me()}", "	l := lease{s.last, me()}"},
+	{"the epoch does not rise", "session.go", "	l := lease{s.last + 1, Me()}", "	l := lease{s.last, Me()}"},
 	{"hooks are told of nothing late", "session.go", "		if asked || slices.Contains(r.Told, due.key) || ctx.Err() != nil {", "		if asked || slices.Contains(r.Told, due.key) || ctx.Err() != nil || r.State.Finished() {"},
 	{"rollback goes to an image that was left before", "needs.go", "		if r.Rollback && r.Old != nil {", "		if false && r.Rollback && r.Old != nil {"},
 	{"the image of an unfinished deployment is not needed", "needs.go", "		add(&l.New, why, 0)\n", "		_ = why\n"},
