@@ -43,7 +43,7 @@ test: check e2e-aws ## check, and everything on real parts: QEMU, HAProxy, Debia
 .PHONY: e2e-aws
 e2e-aws: setup ## what speaks to AWS, against moto's server (installs it)
 	@test/setup-aws.sh
-	@PATH="$$PATH:$(CURDIR)/.cache/moto/bin" $(GO) run ./test/noskip -- $(GO) test -json -tags e2e -timeout 10m ./artifact/ami ./builder/amazon ./fleet/asg ./fleet/alb ./test/awsfleet ./test/aws ./test/awsfake
+	@PATH="$$PATH:$(CURDIR)/.cache/moto/bin:$(CURDIR)/.cache/bin" $(GO) run ./test/noskip -- $(GO) test -json -tags e2e -timeout 10m ./artifact/ami ./builder/amazon ./fleet/asg ./fleet/alb ./fleet/s3 ./test/awsfleet ./test/aws ./test/awsfake
 
 .PHONY: scale-aws
 scale-aws: ## the API calls of a swap of 1,000 instances in three zones, counted on our own imitation of AWS

@@ -57,7 +57,7 @@ func (d *desk) limit() time.Duration { return d.long * 5 / 6 }
 func (d *desk) keep() {
 	defer close(d.done)
 	every := d.long / 3
-	next := beat(d.long)
+	next := min(soon, every)
 	for {
 		t := time.NewTimer(next)
 		select {

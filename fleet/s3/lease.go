@@ -35,8 +35,12 @@ func (l lease) live() int {
 
 func (l lease) length() time.Duration { return time.Duration(l.For * float64(time.Second)) }
 
-// beat is the time between looks at a lease of that length.
-func beat(long time.Duration) time.Duration { return min(long/10, 500*time.Millisecond) }
+// How soon a lease is renewed for the first time, and looked at again; the time
+// between looks doubles.
+const (
+	soon   = 100 * time.Millisecond
+	seldom = 500 * time.Millisecond
+)
 
 // lease reads it; nil: nobody ever took it.
 func (b *books) lease(ctx context.Context) (*lease, error) {
@@ -75,6 +79,7 @@ func (b *books) Take(ctx context.Context) (fleet.Desk, error) {
 	}
 	var seen *lease // that we watch
 	var since time.Time
+	look := soon / 2
 	beaten := false // another took it under our eyes: he lives
 	for {
 		is, err := b.lease(ctx)
@@ -98,9 +103,10 @@ func (b *books) Take(ctx context.Context) (fleet.Desk, error) {
 				seen, since = is, time.Now()
 				b.h.tell(ctx, fmt.Sprintf("a sign of life of whoever holds fleet %s (%s on %s, process %d), at most %s", b.name, is.Holder.User, is.Holder.Host, is.Holder.PID, is.length()))
 			}
-			if err := pause(ctx, beat(is.length())); err != nil {
+			if err := pause(ctx, min(look, is.length()/10)); err != nil {
 				return nil, err
 			}
+			look = min(2*look, seldom)
 			continue
 		}
 		next.Free, next.Holder, next.For = false, fleet.Me(), b.h.lease.Seconds()
