@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/rebake/rebake/fleet"
@@ -22,7 +21,7 @@ type desk struct {
 	quit chan struct{} // closed by Release
 	done chan struct{} // closed when nobody renews any more
 
-	mu      sync.Mutex // of what renewals change
+	mu      chan struct{} // has one in it while what renewals change is in use: a mutex that a synctest bubble can wait for
 	l       lease
 	renewed time.Time // when the last renewal that worked was sent
 	gone    bool      // lost is closed
@@ -41,7 +40,7 @@ type draft struct {
 }
 
 func newDesk(b *books, l lease, sent time.Time) *desk {
-	d := &desk{b: b, life: l.Life, long: l.length(), l: l, renewed: sent, lost: make(chan struct{}), quit: make(chan struct{}), done: make(chan struct{})}
+	d := &desk{b: b, life: l.Life, long: l.length(), l: l, renewed: sent, lost: make(chan struct{}), quit: make(chan struct{}), done: make(chan struct{}), mu: make(chan struct{}, 1)}
 	go d.keep()
 	return d
 }
@@ -81,8 +80,8 @@ func (d *desk) keep() {
 // renew writes the lease anew: proof that nobody took it over. ErrStale, and it
 // is lost, if somebody did or if it is too late for another try.
 func (d *desk) renew(ctx context.Context) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.mu <- struct{}{}
+	defer func() { <-d.mu }()
 	if d.gone {
 		return d.stale(nil)
 	}
@@ -116,9 +115,9 @@ func (d *desk) stale(err error) error {
 // ours sees that the lease is held still. After a time in which nobody renewed it
 // (a stopped process, a computer that slept) only a renewal tells.
 func (d *desk) ours(ctx context.Context) error {
-	d.mu.Lock()
+	d.mu <- struct{}{}
 	gone, late := d.gone, elapsed(d.renewed) >= d.limit()
-	d.mu.Unlock()
+	<-d.mu
 	if gone {
 		return d.stale(nil)
 	}
@@ -201,8 +200,8 @@ func (d *desk) settle(ctx context.Context) error {
 	return d.guarded(ctx, func(ctx context.Context) error {
 		_, err := d.b.h.put(ctx, d.b.recordKey(d.life, d.doubt.rec.Seq), "", d.doubt.nonce, d.doubt.line)
 		if errors.Is(err, errTaken) {
-			d.mu.Lock()
-			defer d.mu.Unlock()
+			d.mu <- struct{}{}
+			defer func() { <-d.mu }()
 			return fmt.Errorf("%w: %w", d.stale(nil), journal.ErrTaken)
 		}
 		if err == nil {
@@ -235,9 +234,9 @@ func (d *desk) Save(ctx context.Context, c fleet.Config) error {
 // what a stale operator writes from then on is of a life that nobody reads.
 func (d *desk) Remove(ctx context.Context) error {
 	return d.guarded(ctx, func(ctx context.Context) error {
-		d.mu.Lock()
+		d.mu <- struct{}{}
 		d.l.Gone = true
-		d.mu.Unlock()
+		<-d.mu
 		if err := d.renew(ctx); err != nil {
 			return err
 		}
