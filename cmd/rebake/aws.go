@@ -46,6 +46,7 @@ func (s *session) awsNeed(path string) (awspolicy.Need, error) {
 			return n, err
 		}
 	}
+	n.InBucket(s.c.String("state"))
 	for _, f := range s.c.StringSlice("with") {
 		if !slices.Contains(awspolicy.Features(), awspolicy.Feature(f)) {
 			return n, usagef("one of "+featureNames(), "--with %q is no feature", f)

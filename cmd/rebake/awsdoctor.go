@@ -39,6 +39,9 @@ func doctorAWS(s *session) error {
 	if err != nil {
 		return err
 	}
+	if n.Bucket != "" {
+		at.In(n.Bucket, n.Below())
+	}
 	who, err := at.Who(s.ctx)
 	if err != nil {
 		return hinted(err, "`aws configure`, `aws sso login`, or AWS_PROFILE; a clock that is off by %s is refused too", access.MaxSkew)

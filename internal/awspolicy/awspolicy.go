@@ -172,13 +172,17 @@ func (n Need) Policy() Policy {
 	return p
 }
 
+// Below is what the keys of the state begin with: Prefix with / at its end, or "".
+func (n Need) Below() string {
+	if p := strings.Trim(n.Prefix, "/"); p != "" {
+		return p + "/"
+	}
+	return ""
+}
+
 // named puts the names of this need into texts.
 func (n Need) named(texts []string) []string {
-	prefix := strings.Trim(n.Prefix, "/")
-	if prefix != "" {
-		prefix += "/"
-	}
-	r := strings.NewReplacer("PARTITION", cmp.Or(n.Partition, "aws"), "BUCKET", cmp.Or(n.Bucket, "*"), "PREFIX", prefix)
+	r := strings.NewReplacer("PARTITION", cmp.Or(n.Partition, "aws"), "BUCKET", cmp.Or(n.Bucket, "*"), "PREFIX", n.Below())
 	var out []string
 	for _, t := range texts {
 		out = append(out, r.Replace(t))

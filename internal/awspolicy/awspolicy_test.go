@@ -59,9 +59,9 @@ func load(t *testing.T, text string) *template.Template {
 }
 
 func TestATemplateNeedsWhatItsBlocksSay(t *testing.T) {
-	const fleet = "\nfleet: {health: {tcp: 80}, pool: {%P}, router: {%R}}"
+	const fleet = "\nfleet: {health: {tcp: 80}, pool: {%P}, router: {%R}%S}"
 	with := func(pool, router string) string {
-		return strings.NewReplacer("%P", pool, "%R", router).Replace(fleet)
+		return strings.NewReplacer("%P", pool, "%R", router, "%S", "").Replace(fleet)
 	}
 	for name, c := range map[string]struct {
 		text string

@@ -125,6 +125,7 @@ func (n *Need) fleet(t *template.Template) error {
 		}
 	}
 	n.InBucket(t.Fleet.State)
+	n.InBucket(t.Fleet.State)
 	router, err := keys(t.Fleet.Router)
 	if err != nil {
 		return err

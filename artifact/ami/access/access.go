@@ -20,6 +20,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ebs"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	elb "github.com/aws/aws-sdk-go-v2/service/elasticloadbalancingv2"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
@@ -52,6 +53,9 @@ type Session struct {
 	scaling   *autoscaling.Client
 	elb       *elb.Client
 	alarms    *cloudwatch.Client
+	s3        *s3.Client
+	bucket    string // of state, with its prefix; "": none
+	prefix    string
 }
 
 // Open reads the configuration as everything here does; region "" is the environment's.
@@ -63,8 +67,14 @@ func Open(ctx context.Context, region string) (*Session, error) {
 	}
 	cfg.RetryMaxAttempts = 2
 	return &Session{cfg: cfg, partition: partition(cfg.Region), ec2: ec2.NewFromConfig(cfg), ebs: ebs.NewFromConfig(cfg), scaling: autoscaling.NewFromConfig(cfg),
-		elb: elb.NewFromConfig(cfg), alarms: cloudwatch.NewFromConfig(cfg)}, nil
+		elb: elb.NewFromConfig(cfg), alarms: cloudwatch.NewFromConfig(cfg),
+		s3: s3.NewFromConfig(cfg, func(o *s3.Options) {
+			o.UsePathStyle, o.DisableLogOutputChecksumValidationSkipped = o.BaseEndpoint != nil, true
+		})}, nil
 }
+
+// In says in which bucket, below which prefix, state is kept.
+func (s *Session) In(bucket, prefix string) { s.bucket, s.prefix = bucket, prefix }
 
 func partition(region string) string {
 	switch {
@@ -149,6 +159,9 @@ func (s *Session) Ask(ctx context.Context, actions []string) ([]Answer, error) {
 	g.SetLimit(4)
 	for i, a := range actions {
 		probe := probes[a]
+		if strings.HasPrefix(a, "s3:") && s.bucket == "" {
+			probe = nil
+		}
 		if probe == nil {
 			out[i] = Answer{a, Untold, "it has no dry run"}
 			continue
@@ -181,7 +194,7 @@ func judge(action string, err error) (Answer, error) {
 		return Answer{}, fmt.Errorf("%s: AWS does not take these credentials here (is the region enabled?): %w", action, err)
 	case ami.Denied(err):
 		return Answer{action, Missing, api.ErrorMessage()}, nil
-	case !strings.HasPrefix(action, "ec2:") && (strings.HasPrefix(api.ErrorCode(), "Validation") || strings.Contains(api.ErrorCode(), "NotFound")):
+	case !strings.HasPrefix(action, "ec2:") && (strings.HasPrefix(api.ErrorCode(), "Validation") || strings.Contains(api.ErrorCode(), "NotFound") || api.ErrorCode() == "NoSuchKey"):
 		return Answer{action, Granted, ""}, nil // a read of what is not there
 	}
 	return Answer{action, Untold, "AWS said " + api.ErrorCode()}, nil // it looked at the request before the permission

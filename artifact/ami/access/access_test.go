@@ -38,6 +38,15 @@ func cloud(t *testing.T, refuse map[string]string, clock time.Duration) (wet *[]
 			fmt.Fprint(w, "\xa0")
 			return
 		}
+		if key, ok := strings.CutPrefix(r.URL.Path, "/bucket"); ok { // S3
+			code, status := "NoSuchKey", http.StatusNotFound
+			if strings.Trim(key, "/") == "" {
+				code, status = "AccessDenied", http.StatusForbidden
+			}
+			w.WriteHeader(status)
+			fmt.Fprintf(w, `<Error><Code>%s</Code><Message>no</Message></Error>`, code)
+			return
+		}
 		action := r.FormValue("Action")
 		code, bad := refuse[action]
 		switch {
@@ -86,11 +95,15 @@ func TestPermissionsAreAskedForWithoutUsingThem(t *testing.T) {
 	if d := who.Skew + time.Minute; d.Abs() > 3*time.Second {
 		t.Errorf("the clock is ahead by %s", -who.Skew)
 	}
+	if answers, err := s.Ask(t.Context(), []string{"s3:ListBucket"}); err != nil || answers[0].State != Untold { // of which bucket?
+		t.Errorf("%+v, %v", answers, err)
+	}
+	s.In("bucket", "team/")
 	answers, err := s.Ask(t.Context(), append(Probed(), "kms:CreateGrant"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]State{"ec2:DeregisterImage": Missing, "ec2:DeleteSnapshot": Untold, "ebs:ListSnapshotBlocks": Missing, "autoscaling:DescribePolicies": Missing, "kms:CreateGrant": Untold, "autoscaling:DescribeScheduledActions": Untold}
+	want := map[string]State{"ec2:DeregisterImage": Missing, "ec2:DeleteSnapshot": Untold, "ebs:ListSnapshotBlocks": Missing, "autoscaling:DescribePolicies": Missing, "kms:CreateGrant": Untold, "s3:ListBucket": Missing, "autoscaling:DescribeScheduledActions": Untold}
 	for i, a := range answers {
 		w := want[a.Action]
 		if w == "" {

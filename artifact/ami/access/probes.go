@@ -12,6 +12,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	elb "github.com/aws/aws-sdk-go-v2/service/elasticloadbalancingv2"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
 // What the probes speak of; none of it is there.
@@ -138,6 +139,18 @@ var probes = map[string]probe{
 	},
 	"elasticloadbalancing:DescribeTargetHealth": func(ctx context.Context, s *Session) error {
 		_, err := s.elb.DescribeTargetHealth(ctx, &elb.DescribeTargetHealthInput{TargetGroupArn: s.targets()})
+		return err
+	},
+
+	"s3:ListBucket": func(ctx context.Context, s *Session) error {
+		_, err := s.s3.ListObjectsV2(ctx, &s3.ListObjectsV2Input{Bucket: &s.bucket, Prefix: &s.prefix, MaxKeys: aws.Int32(1)})
+		return err
+	},
+	"s3:GetObject": func(ctx context.Context, s *Session) error {
+		out, err := s.s3.GetObject(ctx, &s3.GetObjectInput{Bucket: &s.bucket, Key: aws.String(s.prefix + "rebake-doctor")})
+		if err == nil {
+			err = out.Body.Close()
+		}
 		return err
 	},
 
