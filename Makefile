@@ -14,7 +14,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 .PHONY: help
 help: ## print this help
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## install what is missing (apt, with sudo where not root), naming it first
@@ -36,20 +36,27 @@ lint: $(LINT) ## style and layer rules
 check: setup lint ## the fast loop: lint, unit tests, scripts; no VM, no root
 	@$(GO) run ./test/noskip -- $(GO) test -json ./...
 
+# What speaks to AWS mostly waits: it runs beside the guests of E2E.
+AWS := ./artifact/ami ./builder/amazon ./fleet/asg ./fleet/alb ./fleet/s3 ./test/awsfleet ./test/aws ./test/awsfake
+E2E := ./test/e2e/... ./fleet/qemu/... ./internal/qemu/...
+AWSPATH = PATH="$$PATH:$(CURDIR)/.cache/moto/bin:$(CURDIR)/.cache/bin"
+
 .PHONY: test
-test: check e2e-aws ## check, and everything on real parts: QEMU, HAProxy, Debian guests, moto
-	@$(GO) run ./test/noskip -- $(GO) test -json -tags e2e -p 1 -timeout 25m $(E2E)
+test: setup lint setup-aws ## check, and everything on real parts: QEMU, HAProxy, Debian guests, moto, versitygw
+	@$(GO) run ./test/noskip -- $(GO) test -json $$($(GO) list ./... | grep -vxF "$$($(GO) list -tags e2e $(AWS))")
+	@$(AWSPATH) $(GO) run ./test/noskip -- $(GO) test -json -tags e2e -p 2 -timeout 25m $(E2E) $(AWS)
+
+.PHONY: setup-aws
+setup-aws:
+	@test/setup-aws.sh
 
 .PHONY: e2e-aws
-e2e-aws: setup ## what speaks to AWS, against moto's server (installs it)
-	@test/setup-aws.sh
-	@PATH="$$PATH:$(CURDIR)/.cache/moto/bin:$(CURDIR)/.cache/bin" $(GO) run ./test/noskip -- $(GO) test -json -tags e2e -timeout 10m ./artifact/ami ./builder/amazon ./fleet/asg ./fleet/alb ./fleet/s3 ./test/awsfleet ./test/aws ./test/awsfake
+e2e-aws: setup setup-aws ## what speaks to AWS, against moto's server, versitygw and rebake's own fake (installs them)
+	@$(AWSPATH) $(GO) run ./test/noskip -- $(GO) test -json -tags e2e -timeout 10m $(AWS)
 
 .PHONY: scale-aws
 scale-aws: ## the API calls of a swap of 1,000 instances in three zones, counted on our own imitation of AWS
 	@REBAKE_SCALE=1000 $(GO) test -tags e2e ./test/awsfleet -run TestCallsOfASwap -count=1 -v -timeout 5m
-
-E2E := ./test/e2e/... ./fleet/qemu/... ./internal/qemu/...
 
 .PHONY: setup-vagrant
 setup-vagrant: ## install what e2e-vagrant alone needs: vagrant, its libvirt provider, libvirt

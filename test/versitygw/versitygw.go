@@ -33,7 +33,7 @@ func Start(t testing.TB) {
 	cmd := exec.Command("versitygw", "--access", "test", "--secret", "testtest", "--region", "eu-central-1", "--port", addr, "--quiet", "posix", t.TempDir())
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
-		t.Fatalf("%v: `make e2e-aws` installs it", err)
+		t.Fatalf("%v: `make setup-aws` installs it", err)
 	}
 	ended := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(ended) }()
