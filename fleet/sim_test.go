@@ -66,7 +66,7 @@ func TestSimulator(t *testing.T) {
 	}
 }
 
-func simulate(t *testing.T, seed uint64, loud bool) *world {
+func simulate(t *testing.T, seed uint64, loud bool, change ...func(*world)) *world {
 	w := newWorld(t, map[artifact.Digest]fake.Behaviour{
 		"sha256:slow":   {Boot: 3 * time.Second},
 		"sha256:never":  {Never: true},
@@ -76,6 +76,9 @@ func simulate(t *testing.T, seed uint64, loud bool) *world {
 		"sha256:flaps":  {Flap: 350 * time.Millisecond},
 	})
 	w.d.Poll, w.fast = 150*time.Millisecond, !loud
+	for _, c := range change {
+		c(w)
+	}
 	w.rnd = rand.New(rand.NewPCG(seed, 7))
 	w.d.Gate = func(context.Context, fleet.Instance) error {
 		if w.faults && w.rnd.IntN(6) == 0 {
