@@ -60,6 +60,7 @@ type rig struct {
 	cloud     *awsfake.Cloud
 	url       string
 	home, dir string
+	began     time.Time // when all images were baked
 
 	mu   sync.Mutex
 	sick map[string]bool // AMIs whose instances answer 500
@@ -67,7 +68,7 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{t: t, cloud: awsfake.Start(t), home: t.TempDir(), dir: t.TempDir(), sick: map[string]bool{}}
+	r := &rig{t: t, cloud: awsfake.Start(t), home: t.TempDir(), dir: t.TempDir(), began: time.Now().UTC().Truncate(time.Second), sick: map[string]bool{}}
 	r.cloud.Set(func() {
 		r.cloud.Status = func(i awsfake.Instance, _ *http.Request) int {
 			r.mu.Lock()
@@ -125,7 +126,7 @@ func (r *rig) write(name, text string) {
 func (r *rig) bake(version string, disk []byte) artifact.Image {
 	r.t.Helper()
 	return disks.Bake(r.t, r.Store, artifact.Image{Name: "web", Version: version, Arch: "amd64", Firmware: "bios", Seed: "nocloud", User: "debian",
-		Created: time.Now().UTC().Truncate(time.Second)}, disk)
+		Created: r.began}, disk)
 }
 
 func (r *rig) command(args ...string) *exec.Cmd {
