@@ -84,10 +84,9 @@ func bakeAsProcess(home string) {
 	o := pipeline.BakeOptions{Force: true, NoCache: true}
 	if saves {
 		tpl, o = w.load(savingText), pipeline.BakeOptions{SkipTest: true}
-		w.stop()
-		tick := w.told
-		ctx = event.Tee(ctx, tick)
 	}
+	w.stop() // each run comes by the same boundaries: whether a state is worth saving is a matter of time
+	ctx = event.Tee(ctx, w.told)
 	if _, err := pipeline.Bake(ctx, w.env, tpl, o); err != nil {
 		fmt.Println("failed:", err)
 		return
