@@ -91,7 +91,7 @@ func TestTwoMachinesHaveOneFleet(t *testing.T) {
 	if left := ci.Left(t, "web"); len(left) > 0 {
 		t.Errorf("destroy left %v", left)
 	}
-	if ls, _ := laptop.rebake(0, "fleet", "ls"); strings.Contains(ls, "web ") {
+	if ls, _ := laptop.rebake(0, "fleet", "ls"); !strings.Contains(ls, "no fleets yet") {
 		t.Errorf("the laptop still knows a fleet:\n%s", ls)
 	}
 }
