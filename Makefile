@@ -94,6 +94,7 @@ crash-matrix: setup ## kill deployments at every point and write docs/crash-matr
 bench: setup build ## measure rebake against Debian's packer (installs it) and write docs/benchmarks.md; an hour
 	@test/setup-bench.sh
 	@$(GO) run ./test/bench -rebake $(BIN)
+	@$(MAKE) --no-print-directory scale-aws
 
 .PHONY: cross
 cross: ## build for every supported system
