@@ -94,6 +94,7 @@ type Options struct {
 	Info        func(text string) // what was found and what is waited for, from many goroutines; may be nil
 
 	poll time.Duration // longest time between questions about state; 0: 4 s
+	seen time.Duration // for how long an AMI that was just made need not be found; 0: 90 s
 }
 
 // Record is what is kept of an AMI, as an attachment of its image.

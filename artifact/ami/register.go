@@ -1,6 +1,7 @@
 package ami
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -182,35 +183,60 @@ func permission(who string) types.LaunchPermission {
 	return types.LaunchPermission{UserId: aws.String(who)}
 }
 
-// available waits until the AMI can be launched, and returns it.
-func (c *Cloud) available(ctx context.Context, id string, o Options) (*types.Image, error) {
+// Awaiting says how an AMI is waited for.
+type Awaiting struct {
+	Seen    time.Duration        // for how long what was just made need not be found
+	Between func() time.Duration // until the next look
+	Info    func(text string)    // told once if it is not there at once
+}
+
+// Await waits until an AMI can be launched, and returns it; with an error, as it
+// was seen last. One that is not found for longer than Seen is gone.
+func Await(ctx context.Context, c *ec2.Client, region, id string, a Awaiting) (types.Image, error) {
+	var last types.Image
 	waits := false
-	for asked := 0; ; asked++ {
-		out, err := c.EC2.DescribeImages(ctx, &ec2.DescribeImagesInput{ImageIds: []string{id}})
-		if err != nil && !isCode(err, "InvalidAMIID.NotFound") { // it may not be seen yet
-			return nil, fmt.Errorf("wait for %s: %w", id, err)
-		}
-		if err == nil && len(out.Images) == 1 {
-			switch i := &out.Images[0]; i.State {
+	for found := time.Now(); ; { // when it was found last
+		out, err := c.DescribeImages(ctx, &ec2.DescribeImagesInput{ImageIds: []string{id}})
+		missing := isCode(err, "InvalidAMIID.NotFound") || err == nil && len(out.Images) == 0
+		switch {
+		case missing && time.Since(found) > a.Seen:
+			return last, errors.Join(fmt.Errorf("wait for %s in %s: it is not there", id, region), err)
+		case missing:
+		case err != nil:
+			return last, fmt.Errorf("wait for %s: %w", id, err)
+		default:
+			last, found = out.Images[0], time.Now()
+			switch last.State {
 			case types.ImageStateAvailable:
-				return i, nil
+				return last, nil
 			case types.ImageStatePending, types.ImageStateTransient:
 			default:
 				why := ""
-				if i.StateReason != nil {
-					why = ": " + aws.ToString(i.StateReason.Message)
+				if last.StateReason != nil {
+					why = ": " + aws.ToString(last.StateReason.Message)
 				}
-				return nil, fmt.Errorf("%s in %s is %s%s; deregister it and publish again", id, c.Region, i.State, why)
+				return last, fmt.Errorf("%s in %s is %s%s; deregister it and make it again", id, region, last.State, why)
 			}
 		}
 		if !waits {
-			o.Info(fmt.Sprintf("waiting for %s in %s", id, c.Region))
+			a.Info(fmt.Sprintf("waiting for %s in %s", id, region))
 			waits = true
 		}
-		if err := pause(ctx, o.between(asked)); err != nil {
-			return nil, err
+		if err := pause(ctx, a.Between()); err != nil {
+			return last, err
 		}
 	}
+}
+
+// available waits until the AMI can be launched, and returns it.
+func (c *Cloud) available(ctx context.Context, id string, o Options) (*types.Image, error) {
+	asked := -1
+	i, err := Await(ctx, c.EC2, c.Region, id, Awaiting{Seen: cmp.Or(o.seen, 90*time.Second), Info: o.Info,
+		Between: func() time.Duration { asked++; return o.between(asked) }})
+	if err != nil {
+		return nil, err
+	}
+	return &i, nil
 }
 
 // copyFrom makes a copy of another region's AMI in c's.

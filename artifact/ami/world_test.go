@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"math/rand/v2"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/artifact/oci"
+	"github.com/rebake/rebake/test/awsfake"
 	"github.com/rebake/rebake/test/disks"
 )
 
@@ -59,4 +61,15 @@ func differ(a, b []byte) (n int) {
 		}
 	}
 	return n
+}
+
+// An AMI that somebody deregistered is not waited for without an end.
+func TestAnAMIThatIsGoneIsNotWaitedForWithoutAnEnd(t *testing.T) {
+	awsfake.Start(t)
+	c := connect(t, "")
+	began := time.Now()
+	_, err := c.available(t.Context(), "ami-0123456789abcdef0", Options{poll: time.Millisecond, seen: 50 * time.Millisecond, Info: func(string) {}})
+	if err == nil || !strings.Contains(err.Error(), "it is not there") || time.Since(began) < 50*time.Millisecond {
+		t.Errorf("%v after %s", err, time.Since(began))
+	}
 }

@@ -214,33 +214,9 @@ func (r *region) images(ctx context.Context, f ...types.Filter) (out []types.Ima
 
 // available waits until an AMI can be launched.
 func (r *region) available(ctx context.Context, d Deps, id string) (types.Image, error) {
-	waits := false
-	for began := time.Now(); ; {
-		out, err := r.ec2.DescribeImages(ctx, &ec2.DescribeImagesInput{ImageIds: []string{id}})
-		if err != nil && (code(err) != "InvalidAMIID.NotFound" || time.Since(began) > d.seen()) { // it may not be seen yet
-			return types.Image{}, fmt.Errorf("wait for %s: %w", id, err)
-		}
-		if err == nil && len(out.Images) == 1 {
-			switch i := out.Images[0]; i.State {
-			case types.ImageStateAvailable:
-				return i, nil
-			case types.ImageStatePending, types.ImageStateTransient:
-			default:
-				why := ""
-				if i.StateReason != nil {
-					why = ": " + aws.ToString(i.StateReason.Message)
-				}
-				return i, fmt.Errorf("%s in %s is %s%s", id, r.name, i.State, why)
-			}
-		}
-		if !waits {
-			event.Waiting(ctx, "%s in %s to be available", id, r.name)
-			waits = true
-		}
-		if err := pause(ctx, d.wait(began)); err != nil {
-			return types.Image{}, err
-		}
-	}
+	began := time.Now()
+	return ami.Await(ctx, r.ec2, r.name, id, ami.Awaiting{Seen: d.seen(), Between: func() time.Duration { return d.wait(began) },
+		Info: func(text string) { event.Waiting(ctx, "%s", strings.TrimPrefix(text, "waiting for ")) }})
 }
 
 // copyTo makes a copy in another region.
