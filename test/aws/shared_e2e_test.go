@@ -40,7 +40,7 @@ func TestTwoMachinesHaveOneFleet(t *testing.T) {
 	bucket := os.Getenv("AWS_ENDPOINT_URL")
 	ci := newRig(t)
 	t.Setenv("AWS_ENDPOINT_URL_S3", bucket)
-	t.Setenv("AWS_SECRET_ACCESS_KEY", "testtest")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", versitygw.Secret)
 	t.Setenv("REBAKE_STATE", "s3://"+versitygw.Bucket+"/team")
 	for _, v := range []string{"1.0.0", "2.0.0"} {
 		ci.bake(v, disk(v))

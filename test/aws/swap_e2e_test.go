@@ -9,7 +9,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -30,6 +29,7 @@ import (
 	"github.com/rebake/rebake/internal/state"
 	"github.com/rebake/rebake/test/awsfake"
 	"github.com/rebake/rebake/test/awsfleet"
+	"github.com/rebake/rebake/test/command"
 	"github.com/rebake/rebake/test/disks"
 )
 
@@ -139,23 +139,7 @@ func (r *rig) command(args ...string) *exec.Cmd {
 // rebake runs the binary; its exit status must be want.
 func (r *rig) rebake(want int, args ...string) (stdout, stderr string) {
 	r.t.Helper()
-	cmd := r.command(args...)
-	var out, errb bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errb
-	began := time.Now()
-	err := cmd.Run()
-	got := 0
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		got = exit.ExitCode()
-	} else if err != nil {
-		r.t.Fatalf("rebake %v: %v", args, err)
-	}
-	r.t.Logf("rebake %s: status %d in %.1fs", strings.Join(args, " "), got, time.Since(began).Seconds())
-	if got != want {
-		r.t.Fatalf("rebake %v: status %d, want %d\nstdout:\n%s\nstderr:\n%s", args, got, want, out.String(), errb.String())
-	}
-	return out.String(), errb.String()
+	return command.Run(r.t, want, r.command(args...))
 }
 
 // ami is what `rebake ami ls` says of a version: its AMI, and the bytes that were sent for it.

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/rebake/rebake/test/servers"
 )
 
 // Account is whose everything is; Amazon owns what AddImage makes of others.
@@ -126,8 +128,7 @@ func (c *Cloud) URL() string { return c.server.URL }
 
 // Env is what the environment of another process needs to use the cloud.
 func (c *Cloud) Env(url string) map[string]string {
-	return map[string]string{"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_SESSION_TOKEN": "",
-		"AWS_REGION": "eu-central-1", "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null"}
+	return servers.AWS(url, "test")
 }
 
 // Close ends what runs: listeners, backends, timers. Requests in flight are cut.

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/rebake/rebake/internal/state"
+	"github.com/rebake/rebake/test/command"
 	"github.com/rebake/rebake/test/tinyguest"
 )
 
@@ -85,23 +86,7 @@ func (w *world) command(args ...string) *exec.Cmd {
 // rebake runs the binary; its exit status must be want.
 func (w *world) rebake(want int, args ...string) (stdout, stderr string) {
 	w.t.Helper()
-	cmd := w.command(args...)
-	var out, errb bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errb
-	began := time.Now()
-	err := cmd.Run()
-	got := 0
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		got = exit.ExitCode()
-	} else if err != nil {
-		w.t.Fatalf("rebake %v: %v", args, err)
-	}
-	w.t.Logf("rebake %s: status %d in %.1fs", strings.Join(args, " "), got, time.Since(began).Seconds())
-	if got != want {
-		w.t.Fatalf("rebake %v: status %d, want %d\nstdout:\n%s\nstderr:\n%s", args, got, want, out.String(), errb.String())
-	}
-	return out.String(), errb.String()
+	return command.Run(w.t, want, w.command(args...))
 }
 
 func (w *world) write(name, text string) string {
