@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"time"
 )
@@ -39,9 +40,14 @@ const maxQMPLine = 1 << 20
 // it may have.
 var errRefused = errors.New("QEMU refused")
 
+var errSilent = errors.New("QEMU did not answer for 30s")
+
 // dialQMP connects and negotiates. event is called from the reader, in order; may be nil.
 func dialQMP(ctx context.Context, path string, event func(*monitor, qmpMessage)) (*monitor, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+	if err != nil && ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -111,13 +117,19 @@ func (m *monitor) ask(ctx context.Context, name string, args, into any) error {
 	case <-m.reply: // stale
 	default:
 	}
-	deadline, ok := ctx.Deadline()
-	if !ok {
-		deadline = time.Now().Add(30 * time.Second)
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, 30*time.Second, errSilent)
+		defer cancel()
 	}
+	deadline, _ := ctx.Deadline()
 	err = m.conn.SetWriteDeadline(deadline)
 	if err == nil {
 		_, err = m.conn.Write(append(line, '\n'))
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		<-ctx.Done() // any moment: what a caller is told is the cause
+		err = context.Cause(ctx)
 	}
 	if errors.Is(err, net.ErrClosed) { // by the reader, when QEMU hung up
 		err = io.ErrUnexpectedEOF
@@ -125,8 +137,6 @@ func (m *monitor) ask(ctx context.Context, name string, args, into any) error {
 	if err != nil {
 		return fmt.Errorf("send %s to QEMU: %w", name, err)
 	}
-	t := time.NewTimer(time.Until(deadline))
-	defer t.Stop()
 	select {
 	case msg := <-m.reply:
 		if msg.Error != nil {
@@ -140,10 +150,8 @@ func (m *monitor) ask(ctx context.Context, name string, args, into any) error {
 		return nil
 	case <-m.closed:
 		return fmt.Errorf("QEMU went away during %s: %w", name, io.ErrUnexpectedEOF)
-	case <-t.C:
-		return fmt.Errorf("QEMU did not answer %s: %w", name, context.DeadlineExceeded)
 	case <-ctx.Done():
-		return errors.Join(fmt.Errorf("wait for %s", name), context.Cause(ctx))
+		return fmt.Errorf("wait for QEMU's answer to %s: %w", name, context.Cause(ctx))
 	}
 }
 

@@ -2,11 +2,13 @@ package qemu
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"io"
 	"net"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // A QEMU that hangs up, before or while it is told something, has gone away: the
@@ -52,5 +54,41 @@ func TestAQEMUThatHangsUpHasGoneAway(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+}
+
+// Whoever waits for a QEMU that is silent is told why the waiting ended, at
+// whatever moment that is.
+func TestASilentQEMUIsLeftForTheContextsCause(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		_, _ = io.WriteString(c, `{"QMP": {}}`+"\n")
+		sc := bufio.NewScanner(c)
+		sc.Scan()
+		_, _ = io.WriteString(c, `{"return": {}}`+"\n")
+		_, _ = io.Copy(io.Discard, c)
+	}()
+	m, err := dialQMP(t.Context(), path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
+	cause := errors.New("told to stop")
+	for i := range 200 {
+		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Duration(i)*10*time.Microsecond, cause)
+		if err := m.run(ctx, "system_powerdown", nil); !errors.Is(err, cause) {
+			t.Errorf("after %d0 µs: %v, want the context's cause", i, err)
+		}
+		cancel()
 	}
 }
