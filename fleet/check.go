@@ -21,6 +21,9 @@ func Check(r Record, o Observation, a Action, now time.Time) error {
 	if !o.Router.Up {
 		return unsafe("the router is not up, so nobody knows where traffic goes")
 	}
+	if r.refreshes() {
+		return checkRefresh(r, o, a, unsafe)
+	}
 	fresh, weight := r.New.Group, o.Router.Weights
 	base, _ := r.base()
 	if err := keepsFloor(r, o, a, unsafe); err != nil {

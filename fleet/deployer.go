@@ -369,7 +369,7 @@ func (s *session) unblock(ctx context.Context, r *Record) error {
 	next, _ := r.enter(r.Stopped, s.now(), map[State]time.Duration{
 		Planned: p.Drain, Provisioning: p.Launch, Warming: p.Within, Verifying: p.Verify, Shifting: p.Restore, Holding: p.Steps[r.Step].Hold,
 		Baking: p.KeepOld, Retiring: p.Drain, Restoring: p.Restore, DrainingNew: p.Drain, DestroyNew: p.Launch,
-		Shrinking: p.Drain, Paused: p.Steps[r.Step].PauseFor,
+		Shrinking: p.Drain, Replacing: p.turn(), Paused: p.Steps[r.Step].PauseFor,
 	}[r.Stopped])
 	next.Findings, next.Samples, next.Marks = nil, nil, Marks{} // the gates are asked again
 	next.Stopped, next.Wrong, next.Sick, next.Flaps, next.Pending = "", time.Time{}, time.Time{}, 0, nil
@@ -397,7 +397,9 @@ func (s *session) giveUp(ctx context.Context, r Record) error {
 	r.KeptNew = after > before || r.Old != nil && after == before && o.Router.Weights[fresh] > 500
 	r.Reason = "given up for another deployment: " + r.Reason
 	want := map[Slot]int{Blue: 0, Green: 0}
-	if r.KeptNew {
+	if r.refreshes() { // the group goes on by itself, and nothing else can be told it before it has ended
+		r.KeptNew, want = o.Refresh.Serves == r.New.Group, o.Router.Weights
+	} else if r.KeptNew {
 		want = split(fresh, 1000)
 	} else if r.Old != nil {
 		want = split(fresh.Other(), 1000)

@@ -64,10 +64,15 @@ func ForecastFrom(p Policy, size, oldSize int, memoryPerInstance int64) Forecast
 	if oldSize > 0 {
 		w.r.Old = &Release{Spec: Spec{Size: oldSize}, Group: GroupID{Slot: Blue}}
 	}
-	w.phase(Planned, p.Drain, w.is, "clear the free slot")
-	if w.r.rolling() {
+	switch {
+	case w.r.refreshes():
+		w.inPlace()
+		w.MachinesNow, oldSize = w.Phases[0].Instances.Min, w.Phases[0].Serving.Min
+	case w.r.rolling():
+		w.phase(Planned, p.Drain, w.is, "clear the free slot")
 		w.roll()
-	} else {
+	default:
+		w.phase(Planned, p.Drain, w.is, "clear the free slot")
 		w.blueGreen()
 	}
 	w.Least = oldSize

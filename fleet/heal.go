@@ -26,18 +26,6 @@ type Replacement struct {
 	Why      string `json:"why"` // dead, missing, or live
 }
 
-// healNote is a journal record of kind "heal". It decides nothing: what is there
-// tells all that has to be done. It says who did what, and when.
-type healNote struct {
-	Heal      string   `json:"heal"` // ULID
-	By        string   `json:"by"`
-	Step      string   `json:"step"` // launch, attach, ready, drain, detach, end, retire
-	Group     GroupID  `json:"group"`
-	Instances []string `json:"instances,omitempty"`
-}
-
-const kindHeal = "heal"
-
 // Heal replaces the serving slot's dead and missing instances, and the live ones
 // that are named, with fresh ones of the same image: those one at a time, drained
 // before, and never so that fewer than Policy.MinHealthy serve. Where that leaves
@@ -49,6 +37,9 @@ const kindHeal = "heal"
 // name: the next Heal, or the next deployment, goes on from what is there.
 func (d *Deployer) Heal(ctx context.Context, live ...string) (Healed, error) {
 	out := Healed{Replaced: []Replacement{}}
+	if err := d.Config.notForRefreshed("heal"); err != nil {
+		return out, err
+	}
 	_, err := d.session(ctx, func(ctx context.Context, s *session) (Result, error) {
 		h, err := s.healer(live)
 		if err != nil {

@@ -18,6 +18,9 @@ func Next(r Record, o Observation, p Policy, now time.Time) (Record, Action) {
 	if r.State.Undoable() && r.Failures >= p.Retries {
 		return r.fail(at, p, now, "%s", r.LastErr)
 	}
+	if r.refreshes() {
+		return r.refreshed(at, p, now)
+	}
 	fresh, goal := r.New.Group, r.target()
 	switch r.State {
 	case Planned:
@@ -313,6 +316,9 @@ func (r Record) fail(at view, p Policy, now time.Time, format string, a ...any) 
 
 func (r Record) goBack(at view, p Policy, now time.Time, reason string) (Record, Action) {
 	r.Reason, r.Checks, r.Abort, r.Sick = reason, at.checks, "", time.Time{}
+	if r.refreshes() {
+		return r.enter(Restoring, now, p.turn())
+	}
 	return r.enter(Restoring, now, p.Restore)
 }
 

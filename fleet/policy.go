@@ -10,7 +10,7 @@ import (
 // Strategies of a deployment.
 const (
 	BlueGreen = "blue-green" // all of the new slot beside all of the old one, then traffic in steps
-	Rolling   = "rolling"    // a few instances at a time, where the fleet cannot run twice
+	Rolling   = "rolling"    // a few instances at a time, where the fleet cannot run twice; Refresh is the third
 )
 
 // Step is a share of traffic for the new slot, and how long it must do well with it.
@@ -23,7 +23,7 @@ type Step struct {
 
 // Roll is how a rolling deployment goes on.
 type Roll struct {
-	MaxSurge       int `json:"max_surge"`       // instances above the fleet's size
+	MaxSurge       int `json:"max_surge"`       // instances above the fleet's size; of a refresh: percent of the group's
 	MaxUnavailable int `json:"max_unavailable"` // instances below it
 	Batch          int `json:"batch"`           // most new instances at a time; default 1
 }
@@ -52,6 +52,15 @@ type Policy struct {
 	Quarantine     time.Duration `json:"quarantine,omitempty"`      // how long a failed slot's machines stay for a look, without traffic; 0: they go at once
 }
 
+// grace is as long as an instance may be unhealthy where nothing else is said. A
+// group that is refreshed replaces one by itself.
+func grace(strategy string) time.Duration {
+	if strategy == Refresh {
+		return 30 * time.Second
+	}
+	return 2 * time.Second
+}
+
 // Complete fills in defaults and refuses what makes no sense.
 func (p Policy) Complete() (Policy, error) {
 	for _, d := range []struct {
@@ -59,7 +68,7 @@ func (p Policy) Complete() (Policy, error) {
 		def time.Duration
 	}{
 		{&p.Launch, 2 * time.Minute}, {&p.Within, 5 * time.Minute}, {&p.Verify, 5 * time.Minute},
-		{&p.Drain, time.Minute}, {&p.Restore, time.Minute}, {&p.Grace, 2 * time.Second},
+		{&p.Drain, time.Minute}, {&p.Restore, time.Minute}, {&p.Grace, grace(p.Strategy)},
 	} {
 		if *d.v < 0 {
 			return p, fmt.Errorf("deploy: %s is no duration to wait for", *d.v)
@@ -79,7 +88,7 @@ func (p Policy) Complete() (Policy, error) {
 		v    *string
 		good []string // the first is the default
 	}{
-		{"strategy", &p.Strategy, []string{BlueGreen, Rolling}},
+		{"strategy", &p.Strategy, []string{BlueGreen, Rolling, Refresh}},
 		{"on_failure", &p.OnFailure, []string{"rollback", "pause"}},
 		{"on_inconclusive", &p.OnInconclusive, []string{"fail", "pass", "pause"}},
 	} {
@@ -117,6 +126,9 @@ func (p Policy) Complete() (Policy, error) {
 		if g.Canary != nil && (p.Strategy == Rolling || len(p.Steps) == 1) {
 			return p, fmt.Errorf("deploy.gates[%s]: a canary is compared with the old image under traffic: give deploy.steps one below 100 %% (and not strategy: rolling)", g.Name)
 		}
+	}
+	if p.Strategy == Refresh {
+		return p.inPlace()
 	}
 	if p.Strategy != Rolling {
 		p.Roll = Roll{}

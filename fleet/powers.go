@@ -86,19 +86,26 @@ func (d *Deployer) Grown(ctx context.Context, spec Spec, p Policy, force bool) (
 	if !ok || p.Strategy == Rolling {
 		return spec.Size, nil
 	}
-	h, err := ReadHistory(d.Dir)
+	h, err := d.History(ctx)
 	if err != nil {
 		return 0, err
 	}
+	least := spec.Size
+	if p.Strategy == Refresh { // the group's own size is all that counts
+		least = 0
+	}
 	if r := h.Unfinished(); r != nil && r.New.Spec.Image.Digest == spec.Image.Digest {
-		return max(spec.Size, r.New.Spec.Size), nil
+		return max(least, r.New.Spec.Size), nil
 	}
 	cur := h.Current()
+	if cur != nil && cur.Spec.Image.Digest == spec.Image.Digest && !force {
+		return max(least, cur.Spec.Size), nil
+	}
+	if p.Strategy == Refresh {
+		return g.Size(ctx, GroupID{Fleet: d.Config.Name})
+	}
 	if cur == nil {
 		return spec.Size, nil
-	}
-	if cur.Spec.Image.Digest == spec.Image.Digest && !force {
-		return max(spec.Size, cur.Spec.Size), nil
 	}
 	n, err := g.Size(ctx, cur.Group)
 	if err != nil {

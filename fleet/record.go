@@ -18,6 +18,7 @@ const (
 	Holding      State = "holding"      // watches the new slot for the step's hold, and asks the gates
 	Paused       State = "paused"       // a step's hold went well: waits for a person's word
 	Shrinking    State = "shrinking"    // rolling: takes old instances out
+	Replacing    State = "replacing"    // refresh: the cloud replaces the instances in place
 	Baking       State = "baking"       // promoted; the old slot is kept warm until the deadline
 	Committed    State = "committed"    // the point of no return: the image is proven
 	Retiring     State = "retiring"     // drains, detaches and ends the old slot
@@ -37,7 +38,7 @@ func (s State) Finished() bool { return s == Done || s == RolledBack }
 
 // Undoable says that a failure or an abort leads back to the old slot.
 func (s State) Undoable() bool {
-	return slices.Contains([]State{Planned, Provisioning, Warming, Verifying, Shifting, Holding, Paused, Shrinking, Baking}, s)
+	return slices.Contains([]State{Planned, Provisioning, Warming, Verifying, Shifting, Holding, Paused, Shrinking, Replacing, Baking}, s)
 }
 
 // Resting says that only time is waited for: the fleet's user need not.
@@ -106,7 +107,7 @@ type Progress struct {
 	Findings []Finding `json:"findings,omitempty"` // the last of each gate at each step
 	Samples  []Sample  `json:"samples,omitempty"`  // of this hold
 	Marks    Marks     `json:"marks,omitzero"`     // where the next sample begins
-	WantNew  int       `json:"want_new,omitempty"` // rolling: instances of the new image that this turn is to reach
+	WantNew  int       `json:"want_new,omitempty"` // rolling: instances of the new image that this turn is to reach; refresh: that there were when time was given anew
 	WantOld  int       `json:"want_old,omitempty"` // and of the old one
 	Holes    bool      `json:"holes,omitempty"`    // rolling: an old instance was taken out that was not the last one
 	Turns    int       `json:"turns,omitempty"`    // rolling: batches begun
@@ -173,8 +174,9 @@ func (r Record) Verdict() string {
 
 // Observation is what the pool and the router say is there, now.
 type Observation struct {
-	Groups []Group
-	Router RouterStatus
+	Groups  []Group
+	Router  RouterStatus
+	Refresh RefreshState // of a pool that is refreshed in place
 }
 
 // Op is what an Action does.
@@ -193,7 +195,9 @@ const (
 	Detach   Op = "detach"
 	Evidence Op = "evidence"
 	Retire   Op = "retire"
-	End      Op = "end" // one instance
+	End      Op = "end"       // one instance
+	Replace  Op = "replace"   // refresh: begin it
+	TakeBack Op = "take back" // refresh: turn it round
 )
 
 // Action is one call, or none. Each may be repeated without harm.

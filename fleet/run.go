@@ -64,6 +64,9 @@ func (r Record) title() string {
 	case Planned:
 		return fmt.Sprintf("deploy %s to slot %s", name(r.New), slot)
 	case Provisioning:
+		if r.refreshes() {
+			return "begin the refresh"
+		}
 		return fmt.Sprintf("start %s instances (%d)", slot, r.target())
 	case Warming:
 		return fmt.Sprintf("warm up slot %s", slot)
@@ -73,6 +76,8 @@ func (r Record) title() string {
 		return fmt.Sprintf("shift %d%% of traffic to slot %s", r.share(r.Policy)[slot]/10, slot)
 	case Holding:
 		return fmt.Sprintf("hold at %d%%", r.share(r.Policy)[slot]/10)
+	case Replacing:
+		return "replace the instances in place"
 	case Shrinking:
 		return fmt.Sprintf("take old instances out, down to %d", r.WantOld)
 	case Quarantined:
@@ -247,6 +252,8 @@ func (s *session) do(ctx context.Context, r *Record, o Observation, a Action) er
 		}
 	case Retire:
 		return s.Pool.Retire(ctx, a.Group)
+	case Replace, TakeBack:
+		return s.refresh(ctx, r, a)
 	default:
 		return fmt.Errorf("unknown action %q", a.Op)
 	}
@@ -272,7 +279,27 @@ func (s *session) observe(ctx context.Context) (o Observation, err error) {
 	if o.Groups, err = s.Pool.Groups(ctx, s.Config.Name); err != nil {
 		return o, fmt.Errorf("the pool does not answer: %w", err)
 	}
+	if p, ok := s.Pool.(InPlace); ok {
+		if o.Refresh, err = p.Refreshing(ctx); err != nil {
+			return o, fmt.Errorf("the pool does not answer: %w", err)
+		}
+	}
 	return o, nil
+}
+
+// refresh begins a refresh, or its way back.
+func (s *session) refresh(ctx context.Context, r *Record, a Action) error {
+	p, ok := s.Pool.(InPlace)
+	if !ok {
+		return fmt.Errorf("a %T pool is not refreshed in place", s.Pool)
+	}
+	if a.Op == TakeBack {
+		return p.TakeBack(ctx, a.Group, r.Policy.bounds().back())
+	}
+	if err := s.admitNew(ctx, r); err != nil {
+		return err
+	}
+	return p.Replace(ctx, a.Group, r.New.Spec, r.Policy.bounds())
 }
 
 func (s *session) pause(ctx context.Context, times int) {

@@ -96,3 +96,15 @@ func addHeal(heals []PastHeal, rec journal.Record, h History) ([]PastHeal, error
 	}
 	return heals, nil
 }
+
+// healNote is a journal record of kind "heal". It decides nothing: what is there
+// tells all that has to be done. It says who did what, and when.
+type healNote struct {
+	Heal      string   `json:"heal"` // ULID
+	By        string   `json:"by"`
+	Step      string   `json:"step"` // launch, attach, ready, drain, detach, end, retire
+	Group     GroupID  `json:"group"`
+	Instances []string `json:"instances,omitempty"`
+}
+
+const kindHeal = "heal"

@@ -47,7 +47,7 @@ func backends() pipeline.Backends {
 			return fleets3.Open(ctx, address, fleets3.Options{Tell: func(ctx context.Context, of string) { event.Waiting(ctx, "%s", of) }})
 		},
 		Bound: []string{"qemu", "haproxy"},
-		Pool:  newPool, Router: newRouter, Alarms: alb.Alarms, Destroy: destroyer, Sweep: sweep,
+		Pool:  newPool, Router: newRouter, InPlace: newInPlace, Alarms: alb.Alarms, Destroy: destroyer, Sweep: sweep,
 		Contents: func(env pipeline.Env) ([]artifact.Digest, error) { return qemu.Contents(env.State) },
 		Cached: func(env pipeline.Env, keep []artifact.Digest) ([]cache.Entry, error) {
 			hex := map[string]bool{}
@@ -159,6 +159,17 @@ func newPool(env pipeline.Env, name, kind string, config []byte) (fleet.Pool, er
 		return nil, err
 	}
 	return poolqemu.New(cfg, poolqemu.Deps{State: env.State, Store: env.Store}, name)
+}
+
+func newInPlace(env pipeline.Env, name, kind string, config []byte) (fleet.InPlace, error) {
+	if kind != "asg" {
+		return nil, fmt.Errorf("fleet %s: strategy: refresh is for a pool asg, and not for %s", name, kind)
+	}
+	var cfg asg.Config
+	if err := decodeJSON(config, &cfg); err != nil {
+		return nil, err
+	}
+	return asg.NewInPlace(cfg, asg.Deps{Store: env.Store, Work: env.State.Uploads()}, name)
 }
 
 func newRouter(env pipeline.Env, name, kind string, config []byte, health fleet.HealthCheck) (fleet.Router, error) {

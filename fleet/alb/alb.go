@@ -267,7 +267,7 @@ func (r *Router) Attach(ctx context.Context, s fleet.Slot, ms []fleet.Member) er
 				return fmt.Errorf("member %s: %q is not a port", m.ID, port)
 			}
 			there := slices.ContainsFunc(have, func(t types.TargetHealthDescription) bool {
-				return id(t) == m.ID && aws.ToInt32(t.Target.Port) == int32(n) && !draining(t)
+				return id(t) == m.ID && aws.ToInt32(t.Target.Port) == int32(n) && !Draining(t)
 			})
 			if !there {
 				add = append(add, types.TargetDescription{Id: aws.String(m.ID), Port: aws.Int32(int32(n))})
@@ -307,11 +307,11 @@ func (r *Router) Ready(ctx context.Context, s fleet.Slot) error {
 		var sick []string
 		for _, t := range have {
 			switch {
-			case draining(t):
+			case Draining(t):
 				again = append(again, types.TargetDescription{Id: t.Target.Id, Port: t.Target.Port})
 				sick = append(sick, id(t)+" (was drained, and is registered again)")
-			case !healthy(t):
-				sick = append(sick, id(t)+" ("+words(t)+")")
+			case !Healthy(t):
+				sick = append(sick, id(t)+" ("+Words(t)+")")
 			}
 		}
 		if err := r.register(ctx, s, again); err != nil {
@@ -343,7 +343,7 @@ func (r *Router) deregister(ctx context.Context, s fleet.Slot, ids []string) (st
 	for _, t := range have {
 		switch {
 		case len(ids) > 0 && !slices.Contains(ids, id(t)):
-		case draining(t):
+		case Draining(t):
 			still = append(still, id(t))
 		default:
 			off = append(off, types.TargetDescription{Id: t.Target.Id, Port: t.Target.Port})

@@ -54,7 +54,7 @@ func TestHealthInWords(t *testing.T) {
 		"draining":                                          {State: types.TargetHealthStateEnumDraining, Reason: types.TargetHealthReasonEnumDeregistrationInProgress},
 		"unhealthy Target.New: so":                          {State: types.TargetHealthStateEnumUnhealthy, Reason: "Target.New", Description: aws.String("so")},
 	} {
-		if got := words(types.TargetHealthDescription{TargetHealth: &h}); got != want {
+		if got := Words(types.TargetHealthDescription{TargetHealth: &h}); got != want {
 			t.Errorf("%+v: %q, want %q", h, got, want)
 		}
 	}

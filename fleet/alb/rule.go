@@ -251,7 +251,7 @@ func (r *Router) SetWeights(ctx context.Context, w map[fleet.Slot]int) error {
 			if err != nil {
 				return err
 			}
-			if !slices.ContainsFunc(all, healthy) {
+			if !slices.ContainsFunc(all, Healthy) {
 				return fmt.Errorf("%w: slot %s has no healthy target to take traffic", fleet.ErrNotHealthy, s)
 			}
 		}

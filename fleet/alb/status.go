@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,7 +31,7 @@ func (r *Router) Status(ctx context.Context) (st fleet.RouterStatus, err error) 
 			if all[s], err = r.health(ctx, s); err != nil {
 				return err
 			}
-			all[s] = slices.DeleteFunc(all[s], func(t types.TargetHealthDescription) bool { return draining(t) && r.let[id(t)] })
+			all[s] = slices.DeleteFunc(all[s], func(t types.TargetHealthDescription) bool { return Draining(t) && r.let[id(t)] })
 		}
 		if err := r.addresses(ctx, all); err != nil {
 			return err
@@ -52,11 +51,11 @@ func (r *Router) Status(ctx context.Context) (st fleet.RouterStatus, err error) 
 }
 
 func (r *Router) member(t types.TargetHealthDescription) fleet.MemberStatus {
-	m := fleet.MemberStatus{Member: fleet.Member{ID: id(t)}, Admin: "ready", Check: words(t), Healthy: healthy(t)}
+	m := fleet.MemberStatus{Member: fleet.Member{ID: id(t)}, Admin: "ready", Check: Words(t), Healthy: Healthy(t)}
 	if host, ok := r.addrs.Load(m.ID); ok {
 		m.Addr = net.JoinHostPort(host.(string), strconv.Itoa(int(aws.ToInt32(t.Target.Port))))
 	}
-	if draining(t) {
+	if Draining(t) {
 		m.Admin, m.InFlight = "drain", 1 // how many nobody tells: there may be some
 	}
 	return m
@@ -67,62 +66,6 @@ func id(t types.TargetHealthDescription) string {
 		return ""
 	}
 	return aws.ToString(t.Target.Id)
-}
-
-func draining(t types.TargetHealthDescription) bool {
-	return t.TargetHealth != nil && (t.TargetHealth.State == types.TargetHealthStateEnumDraining || t.TargetHealth.State == types.TargetHealthStateEnumUnhealthyDraining)
-}
-
-func healthy(t types.TargetHealthDescription) bool {
-	return t.TargetHealth != nil && t.TargetHealth.State == types.TargetHealthStateEnumHealthy
-}
-
-var codesRE = regexp.MustCompile(`\[([0-9]{3})`)
-
-// words tell a target's health as the rest of rebake does: L7OK, L7STS/503 where
-// it answers and not as it should, else what ELB's reason means.
-func words(t types.TargetHealthDescription) string {
-	h := t.TargetHealth
-	if h == nil {
-		return "no check yet"
-	}
-	if h.State == types.TargetHealthStateEnumHealthy {
-		return "L7OK"
-	}
-	said := ""
-	if d := aws.ToString(h.Description); d != "" {
-		said = ": " + d
-	}
-	switch h.Reason {
-	case types.TargetHealthReasonEnumResponseCodeMismatch:
-		if m := codesRE.FindStringSubmatch(said); m != nil {
-			return "L7STS/" + m[1]
-		}
-		return "L7STS" + said
-	case types.TargetHealthReasonEnumTimeout:
-		return "no answer in time" + said
-	case types.TargetHealthReasonEnumFailedHealthChecks:
-		return "no connection, or no HTTP in the answer" + said
-	case types.TargetHealthReasonEnumRegistrationInProgress:
-		return "being registered"
-	case types.TargetHealthReasonEnumInitialHealthChecking:
-		return "not checked often enough yet"
-	case types.TargetHealthReasonEnumNotInUse:
-		return "not checked: no rule forwards to its target group"
-	case types.TargetHealthReasonEnumNotRegistered:
-		return "not registered"
-	case types.TargetHealthReasonEnumInvalidState:
-		return "the instance is stopped or ended"
-	case types.TargetHealthReasonEnumIpUnusable:
-		return "its address cannot be a target" + said
-	case types.TargetHealthReasonEnumDeregistrationInProgress:
-		return "draining"
-	case types.TargetHealthReasonEnumHealthCheckDisabled:
-		return "not checked: health checks of its target group are off"
-	case types.TargetHealthReasonEnumInternalError:
-		return "the load balancer could not check" + said
-	}
-	return fmt.Sprintf("%s %s%s", h.State, h.Reason, said)
 }
 
 // health is what the load balancer says of a slot's targets.

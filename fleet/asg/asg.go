@@ -66,6 +66,9 @@ type Pool struct {
 	cfg  Config
 	deps Deps
 	name string
+	// filter finds the fleet's instances.
+	filter  ec2Filter
+	inPlace bool // the group is somebody else's, and has not the fleet's tags
 
 	once    sync.Once
 	err     error // of once
@@ -110,7 +113,7 @@ func New(cfg Config, deps Deps, fleetName string) (*Pool, error) {
 	if deps.Poll <= 0 {
 		deps.Poll = 3 * time.Second
 	}
-	return &Pool{cfg: cfg, deps: deps, name: fleetName}, nil
+	return &Pool{cfg: cfg, deps: deps, name: fleetName, filter: ec2Filter{Name: aws.String("tag:" + TagFleet), Values: []string{fleetName}}}, nil
 }
 
 // SetTargets implements fleet.Behind.
@@ -278,17 +281,9 @@ func (p *Pool) Groups(ctx context.Context, name string) ([]fleet.Group, error) {
 			if !ok {
 				continue
 			}
-			in := fleet.Instance{ID: m.id, Running: m.running, Started: m.started, Ports: map[int]string{}}
-			for _, port := range p.ports(g) {
-				if m.addr != "" {
-					in.Ports[port] = hostPort(m.addr, port)
-				}
-			}
-			one.Instances = append(one.Instances, in)
+			one.Instances = append(one.Instances, m.instance(p.ports(g)))
 		}
-		slices.SortFunc(one.Instances, func(a, b fleet.Instance) int {
-			return orElse(a.Started.Compare(b.Started), strings.Compare(a.ID, b.ID))
-		})
+		sortInstances(one.Instances)
 		out = append(out, one)
 	}
 	return out, nil

@@ -110,7 +110,8 @@ func (p *Pool) image(ctx context.Context, img artifact.Image) (*ec2types.Image, 
 
 // template makes the group's launch template, or finds the one that a call before
 // made. Its one version is what the group launches, ever.
-func (p *Pool) template(ctx context.Context, id fleet.GroupID, spec fleet.Spec, img *ec2types.Image, from *model) (string, error) {
+// more are tags of it alone: key, value, and so on.
+func (p *Pool) template(ctx context.Context, id fleet.GroupID, spec fleet.Spec, img *ec2types.Image, from *model, more ...string) (string, error) {
 	name := groupName(id)
 	data := new(ec2types.RequestLaunchTemplateData)
 	if from != nil && from.data != nil {
@@ -124,6 +125,9 @@ func (p *Pool) template(ctx context.Context, id fleet.GroupID, spec fleet.Spec, 
 		tags = append(tags, ec2types.Tag{Key: aws.String(k), Value: aws.String(v)})
 	}
 	slices.SortFunc(tags, func(a, b ec2types.Tag) int { return strings.Compare(*a.Key, *b.Key) })
+	for kv := range slices.Chunk(more, 2) {
+		tags = append(tags, ec2types.Tag{Key: &kv[0], Value: &kv[1]})
+	}
 	_, err := p.ec2.CreateLaunchTemplate(ctx, &ec2.CreateLaunchTemplateInput{LaunchTemplateName: &name, LaunchTemplateData: data,
 		ClientToken: aws.String(token("template", name)), VersionDescription: aws.String(spec.Image.Name + ":" + spec.Image.Version),
 		TagSpecifications: []ec2types.TagSpecification{{ResourceType: ec2types.ResourceTypeLaunchTemplate, Tags: tags}}})
@@ -180,14 +184,20 @@ func (p *Pool) fill(data *ec2types.RequestLaunchTemplateData, id fleet.GroupID, 
 		data.BlockDeviceMappings = append(data.BlockDeviceMappings, ec2types.LaunchTemplateBlockDeviceMappingRequest{DeviceName: img.RootDeviceName, Ebs: v.request()})
 	}
 	tags := p.tags(id, spec)
-	var volume []ec2types.Tag
+	var all []ec2types.Tag
 	for _, k := range slices.Sorted(maps.Keys(tags)) {
-		volume = append(volume, ec2types.Tag{Key: aws.String(k), Value: aws.String(tags[k])})
+		all = append(all, ec2types.Tag{Key: aws.String(k), Value: aws.String(tags[k])})
+	}
+	kinds := []ec2types.ResourceType{ec2types.ResourceTypeVolume} // instances have the group's
+	if p.inPlace {
+		kinds = append(kinds, ec2types.ResourceTypeInstance)
 	}
 	data.TagSpecifications = slices.DeleteFunc(data.TagSpecifications, func(t ec2types.LaunchTemplateTagSpecificationRequest) bool {
-		return t.ResourceType == ec2types.ResourceTypeVolume
+		return slices.Contains(kinds, t.ResourceType)
 	})
-	data.TagSpecifications = append(data.TagSpecifications, ec2types.LaunchTemplateTagSpecificationRequest{ResourceType: ec2types.ResourceTypeVolume, Tags: volume})
+	for _, kind := range kinds {
+		data.TagSpecifications = append(data.TagSpecifications, ec2types.LaunchTemplateTagSpecificationRequest{ResourceType: kind, Tags: all})
+	}
 }
 
 func (v Volume) request() *ec2types.LaunchTemplateEbsBlockDeviceRequest {

@@ -284,6 +284,23 @@ type machine struct {
 	started  time.Time
 }
 
+// instance is the machine as a fleet sees it.
+func (m machine) instance(ports []int) fleet.Instance {
+	in := fleet.Instance{ID: m.id, Running: m.running, Started: m.started, Ports: map[int]string{}}
+	for _, port := range ports {
+		if m.addr != "" {
+			in.Ports[port] = hostPort(m.addr, port)
+		}
+	}
+	return in
+}
+
+func sortInstances(all []fleet.Instance) {
+	slices.SortFunc(all, func(a, b fleet.Instance) int {
+		return orElse(a.Started.Compare(b.Started), strings.Compare(a.ID, b.ID))
+	})
+}
+
 // looksAtMachines is how many looks at groups share one at their instances, whose
 // list is long: that one of them died is told by its group and its router too.
 const looksAtMachines = 5
@@ -312,7 +329,11 @@ func (p *Pool) known(ctx context.Context, name string, all []group) (map[string]
 // machines are the fleet's instances, those that ended lately too.
 func (p *Pool) machines(ctx context.Context, name string) (map[string]machine, error) {
 	all := map[string]machine{}
-	pages := ec2.NewDescribeInstancesPaginator(p.ec2, &ec2.DescribeInstancesInput{MaxResults: aws.Int32(1000), Filters: []ec2Filter{{Name: aws.String("tag:" + TagFleet), Values: []string{name}}}})
+	filter := p.filter
+	if name != p.name { // of another fleet, which only status asks for
+		filter = ec2Filter{Name: aws.String("tag:" + TagFleet), Values: []string{name}}
+	}
+	pages := ec2.NewDescribeInstancesPaginator(p.ec2, &ec2.DescribeInstancesInput{MaxResults: aws.Int32(1000), Filters: []ec2Filter{filter}})
 	for pages.HasMorePages() {
 		out, err := pages.NextPage(ctx)
 		if err != nil {

@@ -153,23 +153,27 @@ func (p *Pool) PollEvery() time.Duration { return p.deps.Poll }
 // Evidence implements fleet.Witness: what the group did last, and the consoles of
 // its first instances, which have no batch call.
 func (p *Pool) Evidence(ctx context.Context, id fleet.GroupID) (string, error) {
-	const consoles, bytes = 3, 4 << 10
 	g, _, err := p.find(ctx, id)
 	if err != nil || g == nil {
 		return "", err
 	}
+	return p.evidence(ctx, g.name(), g.Instances), nil
+}
+
+func (p *Pool) evidence(ctx context.Context, group string, of []astypes.Instance) string {
+	const consoles, bytes = 3, 4 << 10
 	var b strings.Builder
-	out, err := p.as.DescribeScalingActivities(ctx, &autoscaling.DescribeScalingActivitiesInput{AutoScalingGroupName: g.AutoScalingGroupName, MaxRecords: aws.Int32(20)}, maybe)
+	out, err := p.as.DescribeScalingActivities(ctx, &autoscaling.DescribeScalingActivitiesInput{AutoScalingGroupName: &group, MaxRecords: aws.Int32(20)}, maybe)
 	if err != nil && !unknown(err) {
-		fmt.Fprintf(&b, "(activities of %s: %v)\n", g.name(), err)
+		fmt.Fprintf(&b, "(activities of %s: %v)\n", group, err)
 	} else if err == nil {
 		for _, a := range out.Activities {
 			fmt.Fprintf(&b, "%s %s: %s %s\n", aws.ToTime(a.StartTime).UTC().Format(time.RFC3339), a.StatusCode, aws.ToString(a.Description), aws.ToString(a.StatusMessage))
 		}
 	}
-	for n, i := range g.Instances {
+	for n, i := range of {
 		if n == consoles {
-			fmt.Fprintf(&b, "and %d more instances\n", len(g.Instances)-n)
+			fmt.Fprintf(&b, "and %d more instances\n", len(of)-n)
 			break
 		}
 		text, err := p.Logs(ctx, aws.ToString(i.InstanceId), bytes)
@@ -178,5 +182,5 @@ func (p *Pool) Evidence(ctx context.Context, id fleet.GroupID) (string, error) {
 		}
 		fmt.Fprintf(&b, "console of %s (%s):\n%s\n", aws.ToString(i.InstanceId), i.LifecycleState, strings.TrimSpace(text))
 	}
-	return b.String(), nil
+	return b.String()
 }

@@ -30,6 +30,7 @@ const (
 	SSM       Feature = "ssm"       // build.amazon.ssh.ssm
 	Profile   Feature = "profile"   // an instance profile
 	Pool      Feature = "pool"      // fleet.pool.asg
+	Refresh   Feature = "refresh"   // fleet.pool.asg.adopt with deploy.strategy: refresh
 	Router    Feature = "router"    // fleet.router.alb
 	Adopted   Feature = "adopted"   // fleet.router.alb.rule or target_groups that somebody else made
 	Gates     Feature = "gates"     // alarms and metrics as gates
@@ -39,7 +40,7 @@ const (
 
 // Features lists all of them in the order of the table.
 func Features() []Feature {
-	return []Feature{Publish, Copy, Share, Deprecate, Protect, Keys, Bake, Group, SSM, Profile, Pool, Router, Adopted, Gates, State, Retention}
+	return []Feature{Publish, Copy, Share, Deprecate, Protect, Keys, Bake, Group, SSM, Profile, Pool, Refresh, Router, Adopted, Gates, State, Retention}
 }
 
 // Grant is one permission: what may be called, on what, and when.
@@ -81,7 +82,7 @@ type Need struct {
 	Bucket    string             // of State, with its Prefix
 	Prefix    string
 	KeyARNs   []string // of Keys; none: any key, if a service uses it
-	Adopted   []string // ARNs, of Adopted
+	Adopted   []string // ARNs, of Adopted and Refresh
 }
 
 // Add wants a feature.

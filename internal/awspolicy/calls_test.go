@@ -20,7 +20,7 @@ import (
 var callers = map[string][]Feature{
 	"artifact/ami":   {Publish, Copy, Share, Deprecate, Protect, Retention},
 	"builder/amazon": {Bake, Group, SSM, Publish, Copy, Share, Deprecate, Protect},
-	"fleet/asg":      {Pool, Publish},
+	"fleet/asg":      {Pool, Refresh, Publish},
 	"fleet/alb":      {Router, Adopted, Gates},
 	"fleet/s3":       {State},
 }

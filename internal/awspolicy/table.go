@@ -101,6 +101,17 @@ var table = map[Feature][]Grant{
 			"autoscaling:PutScalingPolicy", "autoscaling:SetDesiredCapacity", "autoscaling:SetInstanceProtection", "autoscaling:TerminateInstanceInAutoScalingGroup", "autoscaling:UpdateAutoScalingGroup"},
 			Resources: []string{groups}, When: has(ofFleet)},
 	},
+	Refresh: {
+		{Sid: "Look", Calls: []string{"ec2:DescribeImages", "ec2:DescribeInstances", "ec2:DescribeLaunchTemplates", "ec2:DescribeLaunchTemplateVersions",
+			"autoscaling:DescribeAutoScalingGroups", "autoscaling:DescribeInstanceRefreshes", "autoscaling:DescribeScalingActivities", "elasticloadbalancing:DescribeTargetHealth"}},
+		{Sid: "MakeTemplates", Calls: []string{"ec2:CreateLaunchTemplate"}, Resources: []string{templates}, When: given(ofFleet)},
+		{Sid: "TagTemplates", Calls: []string{"ec2:CreateTags"}, Resources: []string{templates, instances, volumes, interfaces}, When: given(ofFleet)},
+		{Sid: "DeleteTemplates", Calls: []string{"ec2:DeleteLaunchTemplate"}, Resources: []string{templates}, When: has(ofFleet)},
+		{Sid: "LookAtFleets", Calls: []string{"ec2:GetConsoleOutput"}, Resources: []string{instances}, When: has(ofFleet)},
+		{Sid: "LaunchFleets", Also: []string{"ec2:RunInstances"}, Resources: []string{"arn:PARTITION:ec2:*:*:*/*", images, snapshots},
+			When: Condition{"ArnLike": {"ec2:LaunchTemplate": {"arn:PARTITION:ec2:*:*:launch-template/*"}}}},
+		{Sid: "RefreshGroups", Calls: []string{"autoscaling:StartInstanceRefresh", "autoscaling:RollbackInstanceRefresh", "autoscaling:CancelInstanceRefresh"}, Resources: []string{"ADOPTED"}},
+	},
 	Router: {
 		{Sid: "Look", Calls: []string{"ec2:DescribeInstances", "elasticloadbalancing:DescribeLoadBalancers", "elasticloadbalancing:DescribeRules", "elasticloadbalancing:DescribeTags",
 			"elasticloadbalancing:DescribeTargetGroups", "elasticloadbalancing:DescribeTargetGroupAttributes", "elasticloadbalancing:DescribeTargetHealth"}},

@@ -115,7 +115,12 @@ func (n *Need) fleet(t *template.Template) error {
 		return err
 	}
 	if t.Fleet.PoolKind == "asg" {
-		n.Add(Pool, "fleet.pool.asg")
+		if name, ok := at(pool, "adopt").(string); ok && t.Fleet.Deploy.Strategy == "refresh" {
+			n.Add(Refresh, "fleet.pool.asg.adopt with strategy: refresh")
+			n.Adopted = append(n.Adopted, strings.TrimSuffix(groups, "*")+name)
+		} else {
+			n.Add(Pool, "fleet.pool.asg")
+		}
 		n.common("fleet.pool.asg", pool)
 		if at(pool, "instance.instance_profile") != nil || at(pool, "adopt") != nil || at(pool, "launch_template") != nil {
 			n.Add(Profile, "fleet.pool.asg: an instance profile")
@@ -125,7 +130,14 @@ func (n *Need) fleet(t *template.Template) error {
 		}
 	}
 	n.InBucket(t.Fleet.State)
-	n.InBucket(t.Fleet.State)
+	for _, g := range t.Fleet.Deploy.Gates {
+		if g.Alarm != nil {
+			n.Add(Gates, "fleet.deploy.gates: "+g.Name)
+		}
+	}
+	if t.Fleet.RouterKind == "" {
+		return nil
+	}
 	router, err := keys(t.Fleet.Router)
 	if err != nil {
 		return err

@@ -136,9 +136,11 @@ func fleetConfig(tpl *template.Template) (fleet.Config, error) {
 	if err != nil {
 		return fleet.Config{}, err
 	}
-	router, err := f.Router.Canonical()
-	if err != nil {
-		return fleet.Config{}, err
+	var router json.RawMessage
+	if f.RouterKind != "" { // refresh has none
+		if router, err = f.Router.Canonical(); err != nil {
+			return fleet.Config{}, err
+		}
 	}
 	h := f.Health
 	cfg := fleet.Config{
@@ -212,12 +214,25 @@ func gateOf(g template.Gate) fleet.Gate {
 
 // sameAddress refuses a change of the parts that a swap cannot carry over.
 func sameAddress(old, cfg fleet.Config) error {
+	if cfg.Policy.Strategy == fleet.Refresh && old.Policy.Strategy == fleet.Refresh && adopted(old) != adopted(cfg) {
+		return fmt.Errorf("fleet %s refreshes group %s, and the template now says %s: destroy the fleet first, which leaves the group as it is (`rebake fleet destroy %s`), or give the new one another fleet.name",
+			cfg.Name, adopted(old), adopted(cfg), cfg.Name)
+	}
 	if old.RouterKind == cfg.RouterKind && string(compact(old.Router)) == string(compact(cfg.Router)) && old.PoolKind == cfg.PoolKind {
 		return nil
 	}
 	return fmt.Errorf("fleet %s runs with pool %s and router %s %s; the template now says pool %s and router %s %s: "+
 		"a swap keeps the address, so destroy the fleet first (`rebake fleet destroy %s`) or give the new one another fleet.name",
 		cfg.Name, old.PoolKind, old.RouterKind, compact(old.Router), cfg.PoolKind, cfg.RouterKind, compact(cfg.Router), cfg.Name)
+}
+
+// adopted is the group that a fleet is refreshed in, and its region.
+func adopted(cfg fleet.Config) string {
+	var p struct{ Adopt, Region string }
+	if json.Unmarshal(cfg.Pool, &p) != nil {
+		return ""
+	}
+	return strings.TrimSpace(p.Adopt + " " + p.Region)
 }
 
 func compact(raw json.RawMessage) []byte {
@@ -232,17 +247,30 @@ func compact(raw json.RawMessage) []byte {
 	return out
 }
 
+// parts are the fleet's pool and router.
+func parts(env Env, cfg fleet.Config) (fleet.Pool, fleet.Router, error) {
+	if cfg.Policy.Strategy == fleet.Refresh {
+		if env.Backends.InPlace == nil {
+			return nil, nil, fmt.Errorf("fleet %s: nothing here is refreshed in place", cfg.Name)
+		}
+		both, err := env.Backends.InPlace(env, cfg.Name, cfg.PoolKind, cfg.Pool)
+		return both, both, err
+	}
+	pool, err := env.Backends.Pool(env, cfg.Name, cfg.PoolKind, cfg.Pool)
+	if err != nil {
+		return nil, nil, err
+	}
+	router, err := env.Backends.Router(env, cfg.Name, cfg.RouterKind, cfg.Router, cfg.Health)
+	return pool, router, err
+}
+
 // deployer puts a fleet's parts together, with the store that its images are in.
 func deployer(env Env, books fleet.Books, cfg fleet.Config) (*fleet.Deployer, error) {
 	env, err := env.In(cfg.Store)
 	if err != nil {
 		return nil, fmt.Errorf("the store of fleet %s: %w", cfg.Name, err)
 	}
-	pool, err := env.Backends.Pool(env, cfg.Name, cfg.PoolKind, cfg.Pool)
-	if err != nil {
-		return nil, err
-	}
-	router, err := env.Backends.Router(env, cfg.Name, cfg.RouterKind, cfg.Router, cfg.Health)
+	pool, router, err := parts(env, cfg)
 	if err != nil {
 		return nil, err
 	}

@@ -73,6 +73,8 @@ type Backends struct {
 	Check       func(template.Step) (check.Check, error)
 	Pool        func(env Env, fleetName, kind string, config []byte) (fleet.Pool, error)
 	Router      func(env Env, fleetName, kind string, config []byte, health fleet.HealthCheck) (fleet.Router, error)
+	// InPlace is pool and router of a fleet with strategy: refresh.
+	InPlace func(env Env, fleetName, kind string, config []byte) (fleet.InPlace, error)
 	// Alarms asks a cloud for the state of its alarms, for the gate alarm; nil: there is none.
 	Alarms func(ctx context.Context, region string, names []string) (fleet.Verdict, string, error)
 	// Home opens the shared state of an address.

@@ -22,6 +22,9 @@ func Rehearse(ctx context.Context, env Env, tpl *template.Template, img artifact
 	if err != nil {
 		return rehearse.Report{}, err
 	}
+	if cfg.Policy.Strategy == fleet.Refresh {
+		return rehearse.Report{}, fmt.Errorf("%s: fleet.deploy.strategy: a refresh is Auto Scaling's own doing, and there is no model of that to rehearse on: `rebake deploy %s --plan` says what it would do", tpl.Path, tpl.Path)
+	}
 	h, err := env.pastOf(ctx, tpl)
 	if err != nil {
 		return rehearse.Report{}, err

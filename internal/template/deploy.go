@@ -10,11 +10,11 @@ import (
 
 // deployBlock is fleet.deploy as it is written.
 type deployBlock struct {
-	Strategy       string         `yaml:"strategy" jsonschema:"enum=blue-green,enum=rolling" jsonschema_description:"all new instances beside the old ones, or a few at a time (blue-green)"`
-	MaxSurge       *Count         `yaml:"max_surge" jsonschema_description:"rolling: instances above size, a number or a share rounded up (1)"`
+	Strategy       string         `yaml:"strategy" jsonschema:"enum=blue-green,enum=rolling,enum=refresh" jsonschema_description:"all new instances beside the old ones, a few at a time, or in place by Auto Scaling itself: an instance refresh of the group that pool.asg.adopt names (blue-green)"`
+	MaxSurge       *Count         `yaml:"max_surge" jsonschema_description:"rolling: instances above size, a number or a share rounded up (1); refresh: above the group's own size (10%)"`
 	MaxUnavailable *Count         `yaml:"max_unavailable" jsonschema_description:"rolling: instances below size, a number or a share rounded down (0)"`
 	Batch          int            `yaml:"batch" jsonschema_description:"rolling: most new instances at a time (1)"`
-	MinHealthy     *Share         `yaml:"min_healthy" jsonschema_description:"share of size that must be able to serve at all times (50%)"`
+	MinHealthy     *Share         `yaml:"min_healthy" jsonschema_description:"share of size that must be able to serve at all times (50%; refresh: 100%)"`
 	Steps          []weightBlock  `yaml:"steps" jsonschema_description:"shares of the traffic for the new image, rising to 100 (10 % for 10s, then all for 20s)"`
 	KeepOld        *time.Duration `yaml:"keep_old" jsonschema_description:"how long the old instances stay for a rollback (10m)"`
 	Drain          *time.Duration `yaml:"drain_timeout" jsonschema_description:"longest wait for requests in flight (30s)"`
@@ -100,8 +100,8 @@ type freezeBlock struct {
 
 // Deploy is how a fleet is replaced.
 type Deploy struct {
-	Strategy       string // blue-green or rolling
-	MaxSurge       int    // rolling: instances above the size
+	Strategy       string // blue-green, rolling or refresh
+	MaxSurge       int    // rolling: instances above the size; refresh: percent of the group's
 	MaxUnavailable int    // rolling: below it
 	Batch          int
 	MinHealthy     int // percent
@@ -236,6 +236,9 @@ func deploy(d deployBlock, size int, tests bool, at Block) (Deploy, error) {
 		}
 		out.MinHealthy = int(*d.MinHealthy*100 + 0.5)
 	}
+	if out.Strategy == "refresh" {
+		out.refresh(d, size)
+	}
 	if err := out.rolling(d, size, at); err != nil {
 		return out, err
 	}
@@ -266,9 +269,24 @@ func deploy(d deployBlock, size int, tests bool, at Block) (Deploy, error) {
 
 func ptr(s string) *string { return &s }
 
+// refresh sets the bounds of one, which are shares of whatever size the group has.
+func (out *Deploy) refresh(d deployBlock, size int) {
+	if d.MinHealthy == nil {
+		out.MinHealthy = 100
+	}
+	switch s := d.MaxSurge; {
+	case s == nil:
+		out.MaxSurge = 10
+	case s.Share != 0:
+		out.MaxSurge = int(s.Share*100 + 0.5)
+	default:
+		out.MaxSurge = (100*s.N + size - 1) / size
+	}
+}
+
 func (out *Deploy) rolling(d deployBlock, size int, at Block) error {
 	if out.Strategy != "rolling" {
-		for key, set := range map[string]bool{"max_surge": d.MaxSurge != nil, "max_unavailable": d.MaxUnavailable != nil, "batch": d.Batch != 0} {
+		for key, set := range map[string]bool{"max_surge": d.MaxSurge != nil && out.Strategy != "refresh", "max_unavailable": d.MaxUnavailable != nil, "batch": d.Batch != 0} {
 			if set {
 				return at.Errorf("deploy."+key, "%s is for strategy: rolling", key)
 			}
@@ -306,7 +324,7 @@ func (out *Deploy) steps(d deployBlock, at Block) error {
 		out.Steps = append(out.Steps, Weight{Percent: s.Weight, Hold: s.Hold, Pause: s.Pause, PauseFor: s.PauseFor})
 	}
 	switch {
-	case len(d.Steps) == 0 && out.Strategy == "rolling":
+	case len(d.Steps) == 0 && out.Strategy != "blue-green":
 		out.Steps = []Weight{{Percent: 100, Hold: 10 * time.Second}}
 	case len(d.Steps) == 0:
 		out.Steps = []Weight{{Percent: 10, Hold: 10 * time.Second}, {Percent: 100, Hold: 20 * time.Second}}

@@ -50,7 +50,7 @@ type fleetBlock struct {
 	Size     int           `yaml:"size" jsonschema_description:"number of instances (1)"`
 	UserData string        `yaml:"user_data" jsonschema_description:"cloud-init user data or a script, given to each instance"`
 	Pool     Block         `yaml:"pool" rebake:"required" jsonschema_description:"what makes and removes instances"`
-	Router   Block         `yaml:"router" rebake:"required" jsonschema_description:"what sends traffic to them"`
+	Router   Block         `yaml:"router" jsonschema_description:"what sends traffic to them; none with strategy: refresh, whose group has its own load balancers"`
 	Health   healthBlock   `yaml:"health" rebake:"required" jsonschema_description:"how an instance is judged: http or tcp"`
 	Deploy   deployBlock   `yaml:"deploy" jsonschema_description:"how the fleet is replaced"`
 	Require  *requireBlock `yaml:"require" jsonschema_description:"what an image must have to run in the fleet"`

@@ -32,8 +32,15 @@ func (l *loader) fleet(e *entry, doc document, kinds Kinds) (*Fleet, error) {
 	if out.Pool, err = l.backend(f.Pool, "pool", kinds.Pools); err != nil {
 		return nil, err
 	}
-	if out.Router, err = l.backend(f.Router, "router", kinds.Routers); err != nil {
-		return nil, err
+	switch refresh := f.Deploy.Strategy == "refresh"; {
+	case refresh && n.get("router") != nil:
+		return nil, at.Errorf("router", "with strategy: refresh traffic is the business of whatever load balancer the group is behind: leave router out")
+	case !refresh && n.get("router") == nil:
+		return nil, at.Errorf("", "fleet needs router: one of %s", strings.Join(keys(kinds.Routers), ", "))
+	case !refresh:
+		if out.Router, err = l.backend(f.Router, "router", kinds.Routers); err != nil {
+			return nil, err
+		}
 	}
 	out.PoolKind, out.RouterKind = out.Pool.kind, out.Router.kind
 	if out.Health, err = health(f.Health, n.get("health"), at); err != nil {
