@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -188,6 +189,7 @@ func (g *group) Status(context.Context) (fleet.RouterStatus, error) {
 	return st, nil
 }
 
+func (g *group) Size(context.Context, fleet.GroupID) (int, error)         { return len(g.in), nil }
 func (g *group) Ensure(context.Context) error                             { return nil }
 func (g *group) Remove(context.Context) error                             { return nil }
 func (g *group) Launch(context.Context, fleet.GroupID, fleet.Spec) error  { return errUnasked }
@@ -420,4 +422,12 @@ func TestTheForecastOfARefresh(t *testing.T) {
 		t.Fatalf("%s: %v", res.State, err)
 	}
 	g.settled(t, d, "the plan that was approved")
+	g.in = append(g.in, inst{id: g.id(), of: g.own, well: true})
+	d.Books, d.Dir = fleet.Local(filepath.Dir(d.Dir)).Books(filepath.Base(d.Dir)), "" // as the pipeline opens it
+	for version, want := range map[string]int{"1": 4, "2": 5} {
+		req := refreshOf(version)
+		if n, err := d.Grown(t.Context(), req.Spec, req.Policy, false); err != nil || n != want {
+			t.Errorf("%s in a group that grew to 5: %d, %v, want %d", version, n, err, want)
+		}
+	}
 }

@@ -36,7 +36,7 @@ func (l *loader) fleet(e *entry, doc document, kinds Kinds) (*Fleet, error) {
 	case refresh && n.get("router") != nil:
 		return nil, at.Errorf("router", "with strategy: refresh traffic is the business of whatever load balancer the group is behind: leave router out")
 	case !refresh && n.get("router") == nil:
-		return nil, at.Errorf("", "fleet needs router: one of %s", strings.Join(keys(kinds.Routers), ", "))
+		return nil, at.Errorf("", "fleet needs key \"router\": one of %s", strings.Join(keys(kinds.Routers), ", "))
 	case !refresh:
 		if out.Router, err = l.backend(f.Router, "router", kinds.Routers); err != nil {
 			return nil, err

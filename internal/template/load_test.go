@@ -284,6 +284,9 @@ func TestErrorsSayWhereWhatAndWhatNext(t *testing.T) {
 		{"weights end early", fleetHead + "  deploy: {steps: [{weight: 50}]}\n", "last step must have weight 100, not 50"},
 		{"two healths", partHead + "fleet:\n  pool: qemu\n  router: {haproxy: {listen: a}}\n  health: {tcp: 1, http: {port: 1}}\n", "not by both"},
 		{"port", partHead + "fleet:\n  pool: qemu\n  router: {haproxy: {listen: a}}\n  health:\n    http:\n      port: 70000\n", "t.yaml:8:7: port must be between"},
+		{"no router", partHead + "fleet:\n  pool: qemu\n  health: {tcp: 1}\n", "needs key \"router\""},
+		{"a router in a refresh", fleetHead + "  deploy: {strategy: refresh}\n", "leave router out"},
+		{"parts of a rolling one in a refresh", partHead + "fleet:\n  pool: qemu\n  health: {tcp: 1}\n  deploy: {strategy: refresh, max_unavailable: 1}\n", "max_unavailable is for strategy: rolling"},
 		{"zero size", fleetHead + "  size: 0\n", "size must be between"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -300,6 +303,21 @@ func TestErrorsSayWhereWhatAndWhatNext(t *testing.T) {
 }
 
 const fleetHead = partHead + "fleet:\n  pool: qemu\n  router: {haproxy: {listen: a}}\n  health: {tcp: 1}\n"
+
+// A refresh has no router, and its bounds are shares of whatever size the group has.
+func TestARefreshHasBoundsOfItsOwn(t *testing.T) {
+	const head = partHead + "fleet:\n  pool: qemu\n  health: {tcp: 1}\n  size: 4\n  deploy: {strategy: refresh"
+	for more, want := range map[string]int{"": 10, ", max_surge: 1": 25, ", max_surge: 40%": 40} {
+		tpl, err := loadText(t, head+more+"}\n", Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := tpl.Fleet.Deploy
+		if d.MaxSurge != want || d.MinHealthy != 100 || len(d.Steps) != 1 || tpl.Fleet.RouterKind != "" {
+			t.Errorf("%q: %+v, router %q", more, d, tpl.Fleet.RouterKind)
+		}
+	}
+}
 
 func TestMissingFile(t *testing.T) {
 	_, err := Load(filepath.Join(t.TempDir(), "no.yaml"), Options{})
