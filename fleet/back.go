@@ -93,6 +93,9 @@ func (d *Deployer) GoBack(ctx context.Context, b Back) (Result, error) {
 			}
 			return s.back(ctx, *r, reason)
 		}
+		if r := s.history.Last(); r != nil && r.State == Baking && r.Old == nil && r.refreshes() && b.Version == "" {
+			return s.back(ctx, *r, reason) // to what the group launched before its first deployment
+		}
 		if cur := s.history.Current(); cur != nil && b.Version != "" && is(cur) {
 			return Result{}, fmt.Errorf("%w: %s serves %s already", ErrNothing, d.Config.Name, name(*cur))
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -159,7 +160,11 @@ func (w *walk) inPlace() {
 	ph.Instances, ph.Serving = Span{from, from * b.MaxHealthy / 100}, Span{p.floor(from), from}
 	ph.Note = fmt.Sprintf("%d to %d %% of the group, by Auto Scaling itself", b.MinHealthy, b.MaxHealthy)
 	if len(b.Checkpoints) > 0 {
-		ph.Note += fmt.Sprintf("; it waits %s each at %v %%", b.Delay, b.Checkpoints[:len(b.Checkpoints)-1])
+		var at []string
+		for _, c := range b.Checkpoints[:len(b.Checkpoints)-1] {
+			at = append(at, fmt.Sprintf("%d %%", c))
+		}
+		ph.Note += fmt.Sprintf("; it waits %s at %s", b.Delay, strings.Join(at, ", "))
 	}
 	w.r.Step = len(p.Steps) - 1
 	w.hold()
@@ -172,6 +177,12 @@ func (w *walk) inPlace() {
 	if w.r.Old != nil {
 		w.phase(Retiring, p.Drain, w.is, "remove the old launch template").Note = "from here on going back is a new deployment"
 	}
+}
+
+// inPlaceTitles name the states of a refresh that are others than a swap's.
+var inPlaceTitles = map[State]string{
+	Planned: "look at the group", Provisioning: "begin the refresh", Replacing: "replace the instances in place", Baking: "keep what going back needs",
+	Retiring: "remove the old launch template", Restoring: "take the instances back", DestroyNew: "remove the new launch template",
 }
 
 // refreshes says that a cloud does the deployment in place.

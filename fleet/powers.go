@@ -116,7 +116,11 @@ func (d *Deployer) Grown(ctx context.Context, spec Spec, p Policy, force bool) (
 
 // Notes are what pool and router tell of themselves.
 func (d *Deployer) Notes() (all []string) {
-	for _, part := range []any{d.Pool, d.Router} {
+	parts := []any{d.Pool, d.Router}
+	if d.Router == any(d.Pool) { // in place
+		parts = parts[:1]
+	}
+	for _, part := range parts {
 		if n, ok := part.(Noter); ok {
 			all = append(all, n.Notes()...)
 		}

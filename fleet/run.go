@@ -32,10 +32,13 @@ func (s *session) loop(ctx context.Context, r *Record, wait bool) (err error) {
 	for !r.State.Finished() && r.State != Blocked {
 		if r.State.Resting() && !wait && r.Abort == "" && s.now().Before(r.Deadline) && s.settled(ctx, *r) {
 			what := "the old instances stay warm until %s: `rebake rollback %s` goes back at once"
+			if r.refreshes() {
+				what = "the refresh can be turned round until %s: `rebake rollback %s` replaces every instance again"
+			}
 			if r.State == Quarantined {
 				what = "the failed instances stay for a look, without traffic, until %s (`rebake fleet logs %s`)"
 			}
-			event.Infof(ctx, what, r.Deadline.Local().Format("15:04:05"), r.Fleet)
+			event.Infof(ctx, what, clockFace(r.Deadline, s.now()), r.Fleet)
 			break
 		}
 		if r.State == Paused && r.Abort == "" && (r.Deadline.Equal(r.Since) || s.now().Before(r.Deadline)) {
@@ -57,16 +60,24 @@ func (s *session) loop(ctx context.Context, r *Record, wait bool) (err error) {
 	return nil
 }
 
+// clockFace is a time as one reads it: with its date where it is not of today.
+func clockFace(t, now time.Time) string {
+	if t.Sub(now) > 12*time.Hour {
+		return t.Local().Format("2006-01-02 15:04")
+	}
+	return t.Local().Format("15:04:05")
+}
+
 // title names a state for a reader.
 func (r Record) title() string {
 	slot := r.New.Group.Slot
+	if t, ok := inPlaceTitles[r.State]; ok && r.refreshes() {
+		return t
+	}
 	switch r.State {
 	case Planned:
 		return fmt.Sprintf("deploy %s to slot %s", name(r.New), slot)
 	case Provisioning:
-		if r.refreshes() {
-			return "begin the refresh"
-		}
 		return fmt.Sprintf("start %s instances (%d)", slot, r.target())
 	case Warming:
 		return fmt.Sprintf("warm up slot %s", slot)
@@ -76,8 +87,6 @@ func (r Record) title() string {
 		return fmt.Sprintf("shift %d%% of traffic to slot %s", r.share(r.Policy)[slot]/10, slot)
 	case Holding:
 		return fmt.Sprintf("hold at %d%%", r.share(r.Policy)[slot]/10)
-	case Replacing:
-		return "replace the instances in place"
 	case Shrinking:
 		return fmt.Sprintf("take old instances out, down to %d", r.WantOld)
 	case Quarantined:

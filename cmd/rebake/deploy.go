@@ -127,6 +127,8 @@ func describeDeployment(r fleet.Result) string {
 		return ""
 	case r.Unchanged: // the last deployment may have been one that was rolled back
 		return fmt.Sprintf("fleet %s runs %s already\n", r.Fleet, r.Serving.Spec.Image.Name+":"+r.Serving.Spec.Image.Version)
+	case r.State == fleet.RolledBack && r.Old == nil && r.Policy.Strategy == fleet.Refresh:
+		return fmt.Sprintf("refused %s: %s; the group of fleet %s is back on what it launched before\n", name, r.Reason, r.Fleet)
 	case r.State == fleet.RolledBack && r.Old == nil:
 		return fmt.Sprintf("refused %s: %s; fleet %s serves nothing, as before\n", name, r.Reason, r.Fleet)
 	case r.State == fleet.RolledBack:
@@ -141,6 +143,13 @@ func describeDeployment(r fleet.Result) string {
 	fmt.Fprintf(&b, "fleet %s runs %s on %d instances", r.Fleet, name, r.New.Spec.Size)
 	if r.Old != nil {
 		fmt.Fprintf(&b, ", instead of %s", r.Old.Spec.Image.Version)
+	}
+	if n := len(r.Weights); n > 0 && r.Policy.Strategy == fleet.Refresh {
+		fmt.Fprintf(&b, "; replaced in place in %s", ui.Duration(r.Weights[n-1].Time.Sub(r.Began)))
+		if r.State == fleet.Baking {
+			fmt.Fprintf(&b, "; the refresh can be turned round until %s", r.Deadline.Local().Format("2006-01-02 15:04"))
+		}
+		return b.String() + "\n"
 	}
 	if n := len(r.Weights); n > 0 && r.Old != nil {
 		fmt.Fprintf(&b, "; traffic moved in %s in %d steps", ui.Duration(r.Weights[n-1].Time.Sub(r.Weights[0].Time)), n)

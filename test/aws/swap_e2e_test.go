@@ -122,6 +122,16 @@ func (r *rig) write(name, text string) {
 	}
 }
 
+// edit changes a text of the template.
+func (r *rig) edit(from, to string) {
+	r.t.Helper()
+	b, err := os.ReadFile(filepath.Join(r.dir, "web.yaml"))
+	if err != nil || !strings.Contains(string(b), from) {
+		r.t.Fatalf("no %q in the template: %v", from, err)
+	}
+	r.write("web.yaml", strings.Replace(string(b), from, to, 1))
+}
+
 // bake stands for a bake on this machine: what it makes is what a bake makes.
 func (r *rig) bake(version string, disk []byte) artifact.Image {
 	r.t.Helper()

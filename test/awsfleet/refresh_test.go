@@ -13,45 +13,15 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/autoscaling"
 	astypes "github.com/aws/aws-sdk-go-v2/service/autoscaling/types"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
-	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
-	elb "github.com/aws/aws-sdk-go-v2/service/elasticloadbalancingv2"
-	elbtypes "github.com/aws/aws-sdk-go-v2/service/elasticloadbalancingv2/types"
 
 	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/fleet/asg"
 )
 
-// somebodys makes what an operator had before rebake: a group of n instances of an
-// AMI, behind a target group that the listener forwards to.
+// somebodys is a group of n instances of an AMI of its own, version 0.
 func (w *world) somebodys(n int) {
 	w.t.Helper()
-	ctx := w.t.Context()
-	own := w.Image(w.t, "0")
-	w.images["0"] = own
-	_, err := w.EC2.CreateLaunchTemplate(ctx, &ec2.CreateLaunchTemplateInput{LaunchTemplateName: aws.String("terraform"),
-		LaunchTemplateData: &ec2types.RequestLaunchTemplateData{ImageId: aws.String(w.AMI(w.t, own)), InstanceType: ec2types.InstanceTypeT3Small}})
-	w.ok(err)
-	tg, err := w.ELB.CreateTargetGroup(ctx, &elb.CreateTargetGroupInput{Name: aws.String("front"), Protocol: elbtypes.ProtocolEnumHttp, Port: aws.Int32(guestPort), VpcId: &w.VPC,
-		HealthCheckPath: aws.String("/health"), HealthCheckIntervalSeconds: aws.Int32(5), HealthCheckTimeoutSeconds: aws.Int32(2), HealthyThresholdCount: aws.Int32(2), UnhealthyThresholdCount: aws.Int32(2)})
-	w.ok(err)
-	arn := tg.TargetGroups[0].TargetGroupArn
-	_, err = w.ELB.ModifyListener(ctx, &elb.ModifyListenerInput{ListenerArn: &w.Listener, DefaultActions: []elbtypes.Action{{Type: elbtypes.ActionTypeEnumForward, TargetGroupArn: arn}}})
-	w.ok(err)
-	_, err = w.AS.CreateAutoScalingGroup(ctx, &autoscaling.CreateAutoScalingGroupInput{AutoScalingGroupName: aws.String("web-prod"), MinSize: aws.Int32(0), MaxSize: aws.Int32(20), DesiredCapacity: aws.Int32(int32(n)),
-		VPCZoneIdentifier: aws.String(strings.Join(w.Subnets, ",")), TargetGroupARNs: []string{*arn}, HealthCheckType: aws.String("ELB"), HealthCheckGracePeriod: aws.Int32(300), DefaultInstanceWarmup: aws.Int32(0),
-		LaunchTemplate: &astypes.LaunchTemplateSpecification{LaunchTemplateName: aws.String("terraform"), Version: aws.String("1")}})
-	w.ok(err)
-	w.until("the group is healthy", func() bool {
-		out, err := w.ELB.DescribeTargetHealth(ctx, &elb.DescribeTargetHealthInput{TargetGroupArn: arn})
-		w.ok(err)
-		well := 0
-		for _, t := range out.TargetHealthDescriptions {
-			if t.TargetHealth.State == elbtypes.TargetHealthStateEnumHealthy {
-				well++
-			}
-		}
-		return well == n
-	})
+	w.images["0"] = w.Group(w.t, "web-prod", n, guestPort, "/health")
 }
 
 func (w *world) until(what string, so func() bool) {
