@@ -269,7 +269,7 @@ func survive(f func() error) (err error, dead bool) {
 // refresh round, aborts and rollbacks. Whatever happened, once nothing goes wrong
 // any more the group is what the books say, and nothing else of the fleet is left.
 func TestRefreshesInRandomWorlds(t *testing.T) {
-	for seed := range uint64(*runsFlag / 400) {
+	for seed := range uint64(max(40, *runsFlag/400)) {
 		r := rand.New(rand.NewPCG(seed, 7))
 		g, dir := newGroup(4), t.TempDir()
 		g.sick["3"] = true
@@ -363,6 +363,55 @@ func TestRefreshesInRandomWorlds(t *testing.T) {
 				return
 			}
 		}
+	}
+}
+
+// Somebody else's refresh is waited for by a person, and nothing is begun over it.
+func TestNothingIsBegunOverSomebodyElsesRefresh(t *testing.T) {
+	g := newGroup(4)
+	d := g.open(t.TempDir())
+	g.is = fleet.RefreshState{ID: "x1", Phase: fleet.RefreshBakes}
+	g.bake = 1 << 30
+	called := false
+	g.before = func(string) error { called = true; return nil }
+	res, err := d.Deploy(t.Context(), refreshOf("1"))
+	if !errors.Is(err, fleet.ErrBlocked) || !strings.Contains(res.Reason, "x1") || called {
+		t.Fatalf("%s: %v; called: %v", res.State, err, called)
+	}
+	g.is.Phase = fleet.RefreshEnded
+	if res, err = d.Resume(t.Context(), true); err != nil || res.State != fleet.Done {
+		t.Fatalf("%s: %v", res.State, err)
+	}
+	g.settled(t, d, "after the other one")
+}
+
+// A gate that fails on the way turns a refresh round at once; one that does not
+// know is asked to the end, and then what was said counts.
+func TestGatesOfARefresh(t *testing.T) {
+	for verdict, want := range map[fleet.Verdict]string{fleet.Fail: "gate smoke: it says so", fleet.Inconclusive: "inconclusive after"} {
+		g := newGroup(4)
+		d := g.open(t.TempDir())
+		least := 4 // of the old image
+		d.Ask = func(context.Context, fleet.Question) (fleet.Verdict, string, error) {
+			old := 0
+			for _, i := range g.in {
+				if i.of.Fleet == "" {
+					old++
+				}
+			}
+			least = min(least, old)
+			return verdict, "it says so", nil
+		}
+		req := refreshOf("1")
+		req.Policy.Gates = []fleet.Gate{{Name: "smoke", Command: &fleet.CommandGate{Args: []string{"true"}}}}
+		res, err := d.Deploy(t.Context(), req)
+		if !errors.Is(err, fleet.ErrRolledBack) || !strings.Contains(res.Reason, want) {
+			t.Errorf("%s: %s: %v", verdict, res.State, err)
+		}
+		if early := least > 0; early != (verdict == fleet.Fail) {
+			t.Errorf("%s: it was stopped with %d old instances left", verdict, least)
+		}
+		g.settled(t, d, string(verdict))
 	}
 }
 

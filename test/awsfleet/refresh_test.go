@@ -16,6 +16,7 @@ import (
 
 	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/fleet/asg"
+	"github.com/rebake/rebake/test/awsfake"
 )
 
 // somebodys is a group of n instances of an AMI of its own, version 0.
@@ -327,6 +328,66 @@ func TestARefreshKilledAtARecord(t *testing.T) {
 		t.Errorf("only %d records were tried", tried)
 	}
 	t.Logf("killed at %d records", tried)
+}
+
+// What goes wrong at AWS in a refresh and in one that is taken back: answers are
+// lost after the call was done, calls are throttled, what was done is seen late.
+func TestFaultsInARefresh(t *testing.T) {
+	w := newWorld(t, true, "1", "2", "3")
+	w.somebodys(3)
+	w.breaks("3", 500)
+	ctx := t.Context()
+	w.d = w.inPlace()
+	stop := w.clients(2)
+	if res, err := w.d.Deploy(ctx, w.refresh("1")); err != nil {
+		t.Fatalf("%s: %v", res.State, err)
+	}
+	each := func(f awsfake.Fault, actions ...string) (all []awsfake.Fault) {
+		for _, a := range actions {
+			f.Action, f.Times = a, 1
+			all = append(all, f)
+		}
+		return all
+	}
+	calls := []string{"ec2:CreateLaunchTemplate", "ec2:DeleteLaunchTemplate", "autoscaling:StartInstanceRefresh", "autoscaling:RollbackInstanceRefresh"}
+	version := "1"
+	for name, faults := range map[string][]awsfake.Fault{
+		"lost answers": each(awsfake.Fault{After: true}, calls...),
+		"throttling":   each(awsfake.Fault{Code: "Throttling", Message: "Rate exceeded"}, calls...),
+		"seen late":    {{Action: "autoscaling:DescribeAutoScalingGroups", Chance: 0.2, Stale: 5 * time.Second}, {Action: "autoscaling:DescribeInstanceRefreshes", Chance: 0.2, Stale: 5 * time.Second}},
+	} {
+		for _, bad := range []bool{false, true} {
+			next := map[string]string{"1": "2", "2": "1"}[version]
+			if bad {
+				next = "3"
+			}
+			var remove []func()
+			for _, f := range faults {
+				remove = append(remove, w.cloud.Fault(f))
+			}
+			req := w.refresh(next)
+			req.Policy.Refuse, req.Policy.Steps = 100*ms, []fleet.Step{{Permille: 1000, Hold: 5 * ms}}
+			w.d = w.inPlace()
+			before := w.cloud.Hits()
+			res, err := w.d.Deploy(ctx, req)
+			want := map[bool]int{false: len(faults) - 1, true: len(faults)}[bad] // nothing is turned round of a good one
+			if n := w.cloud.Hits() - before; n < want {
+				t.Errorf("%s: deploying %s: %d went wrong, at least %d should", name, next, n, want)
+			}
+			for _, f := range remove {
+				f()
+			}
+			if bad && !errors.Is(err, fleet.ErrRolledBack) || !bad && (err != nil || res.State != fleet.Done) {
+				t.Errorf("%s: deploying %s: %s, %v", name, next, res.State, err)
+			}
+			if !bad {
+				version = next
+			}
+			w.runs(version, 3)
+			w.templates(1)
+		}
+	}
+	w.served(stop)
 }
 
 // pass answers every gate's question.

@@ -175,6 +175,7 @@ func (p *page) write() error {
 	p.head()
 	p.table("scenario | pairs | rebake, s | Packer, s", comparisons())
 	p.printf("\nMedian (least–most). A ratio is rebake's time divided by Packer's in the same round; its median is over the rounds.\n")
+	p.printf("Why those that are not met are not, and what was tried: [adr/0015](adr/0015-build-time.md).\n")
 	if p.noSlow != "" {
 		p.printf("\nThe round trip of %s was not measured: %s.\n", roundTrip, p.noSlow)
 	}
