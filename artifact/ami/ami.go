@@ -69,10 +69,11 @@ func Connect(ctx context.Context, region string) (*Cloud, error) {
 	if err != nil {
 		return nil, err
 	}
-	return clients(cfg), nil
+	return CloudOf(cfg), nil
 }
 
-func clients(cfg aws.Config) *Cloud {
+// CloudOf opens the services of a configuration's region.
+func CloudOf(cfg aws.Config) *Cloud {
 	return &Cloud{Region: cfg.Region, EC2: ec2.NewFromConfig(cfg), EBS: ebs.NewFromConfig(cfg), Scaling: autoscaling.NewFromConfig(cfg), STS: sts.NewFromConfig(cfg)}
 }
 

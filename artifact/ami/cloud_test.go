@@ -39,7 +39,7 @@ type world struct {
 func impatient(ctx context.Context, region string) (*Cloud, error) {
 	cfg, err := Config(ctx, region)
 	cfg.RetryMaxAttempts = 1
-	return clients(cfg), err
+	return CloudOf(cfg), err
 }
 
 func newWorld(t *testing.T) *world {

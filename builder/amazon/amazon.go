@@ -4,8 +4,8 @@
 // and may run there. Before the image is registered an AMI is made of the snapshot.
 //
 // Everything is tagged rebake:build=ID where it is made, and every call that
-// changes something is written down before it is made (journal.go): Destroy needs
-// nothing else.
+// changes something is written down before it is made (internal/awscalls): Destroy
+// needs nothing else.
 package amazon
 
 import (
@@ -13,7 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -24,6 +24,7 @@ import (
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/artifact/ami"
 	"github.com/rebake/rebake/builder"
+	"github.com/rebake/rebake/internal/awscalls"
 	"github.com/rebake/rebake/internal/event"
 	"github.com/rebake/rebake/internal/ssh"
 	"github.com/rebake/rebake/internal/state"
@@ -67,6 +68,13 @@ func (d Deps) wait(began time.Time) time.Duration {
 	return min(d.pause(), max(300*time.Millisecond, time.Since(began)/4))
 }
 
+// calls is the journal of what a machine's calls change (internal/awscalls): it is
+// how Destroy knows, with no other memory, in which regions something may be and what
+// may not be seen yet.
+func (d Deps) calls(id string) (*awscalls.Journal, error) { return awscalls.Open(d.callsPath(id)) }
+
+func (d Deps) callsPath(id string) string { return filepath.Join(d.State.Build(id), awscalls.Name) }
+
 // region is one region's services. Its clients write down what they change.
 type region struct {
 	name string
@@ -83,7 +91,7 @@ func (d Deps) connect(ctx context.Context, name string) (*region, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg.APIOptions = append(slices.Clone(cfg.APIOptions), journalled)
+	cfg = awscalls.ByContext(cfg, noCapacity)
 	return &region{name: cfg.Region, ec2: ec2.NewFromConfig(cfg), ebs: ebs.NewFromConfig(cfg)}, nil
 }
 
@@ -254,11 +262,11 @@ func (b *Builder) start(ctx context.Context, l launch) (_ *machine, err error) {
 	if err := b.letGo(l.id); err != nil { // of a dead one of that name
 		return nil, err
 	}
-	j, err := openJournal(b.deps.State.Build(l.id))
+	j, err := b.deps.calls(l.id)
 	if err != nil {
 		return nil, err
 	}
-	ctx = writing(ctx, j)
+	ctx = awscalls.Writing(ctx, j)
 	m := &machine{b: b, id: l.id, r: r, j: j, source: l.source, down: make(chan struct{})}
 	if m.login, err = ssh.NewKey(); err == nil {
 		m.host, err = ssh.NewKey()
@@ -338,16 +346,16 @@ func Destroy(ctx context.Context, d Deps, id string) (err error) {
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	all, err := readJournal(dir)
+	all, err := awscalls.Read(d.callsPath(id))
 	if err != nil {
 		return err
 	}
-	if regions := regionsOf(all); len(regions) > 0 {
-		j, err := openJournal(dir)
+	if regions := awscalls.Regions(all); len(regions) > 0 {
+		j, err := d.calls(id)
 		if err != nil {
 			return err
 		}
-		ctx := writing(ctx, j)
+		ctx := awscalls.Writing(ctx, j)
 		kept, err := d.owned(ctx, dir)
 		if err != nil {
 			return err
@@ -356,7 +364,7 @@ func Destroy(ctx context.Context, d Deps, id string) (err error) {
 		for _, name := range regions {
 			r, err := d.connect(ctx, name)
 			if err == nil {
-				err = (&sweep{d: d, r: r, id: id, dir: dir, kept: kept}).run(ctx)
+				err = (&sweep{d: d, r: r, id: id, kept: kept}).run(ctx)
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%s: %w", name, err))
@@ -373,11 +381,7 @@ func Destroy(ctx context.Context, d Deps, id string) (err error) {
 // keepCalls moves the journal of calls to the logs: it is what an account's owner
 // would ask for.
 func keepCalls(ctx context.Context, d Deps, id string) {
-	err := os.MkdirAll(d.State.Logs(), 0o700)
-	if err == nil {
-		err = os.Rename(d.State.Build(id)+"/"+journalName, d.State.Logs()+"/"+id+"-"+journalName)
-	}
-	if err != nil {
+	if err := awscalls.Move(d.callsPath(id), filepath.Join(d.State.Logs(), id+"-"+awscalls.Name)); err != nil {
 		event.Warnf(ctx, "what %s called is not kept: %v", id, err)
 	}
 }

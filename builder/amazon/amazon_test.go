@@ -19,6 +19,7 @@ import (
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/artifact/ami"
 	"github.com/rebake/rebake/builder"
+	"github.com/rebake/rebake/internal/awscalls"
 	"github.com/rebake/rebake/internal/event"
 	"github.com/rebake/rebake/test/awsfake"
 	"github.com/rebake/rebake/test/conformance"
@@ -163,7 +164,7 @@ func TestAnAMIIsTheImagesOwnOnceTheImageIsThere(t *testing.T) {
 			t.Errorf("%s: %v", r.Snapshot, snapshots.Snapshots[0].Tags)
 		}
 	}
-	raw, err := os.ReadFile(w.deps.State.Logs() + "/01a-" + journalName)
+	raw, err := os.ReadFile(w.deps.State.Logs() + "/01a-" + awscalls.Name)
 	if err != nil || !strings.Contains(string(raw), `"call":"EC2.RegisterImage","region":"eu-central-1","with":{"Name":"`+ami.Name(img)) {
 		t.Errorf("the calls were not kept: %v\n%s", err, raw)
 	}
@@ -294,41 +295,6 @@ func TestWhatIsNotSeenYetIsWaitedFor(t *testing.T) {
 	}
 }
 
-func TestTheJournalHoldsEveryChange(t *testing.T) {
-	dir := t.TempDir()
-	j, err := openJournal(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n, err := j.intend(entry{Call: "EC2.RunInstances", Region: here})
-	if err != nil || n != 1 {
-		t.Fatal(n, err)
-	}
-	f, err := os.OpenFile(j.path, os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, _ = f.WriteString(`{"n":2,"call":"EC2.Creat`) // a kill in the middle of a line
-	f.Close()
-	again, err := openJournal(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n, err := again.intend(entry{Call: "EC2.CopyImage", Region: there}); err != nil || n != 2 {
-		t.Fatal(n, err)
-	}
-	all, err := readJournal(dir)
-	if err != nil || len(all) != 2 || !slices.Equal(regionsOf(all), []string{here, there}) {
-		t.Errorf("%+v, %v", all, err)
-	}
-	if err := os.Remove(j.path); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := j.intend(entry{Call: "EC2.RunInstances"}); err == nil {
-		t.Error("a call may be made of which nothing is known afterwards")
-	}
-}
-
 // Every call that changes something is written down before the cloud gets it.
 func TestNoCallIsMadeThatIsNotWrittenDown(t *testing.T) {
 	w := newWorld(t)
@@ -340,11 +306,11 @@ func TestNoCallIsMadeThatIsNotWrittenDown(t *testing.T) {
 	w.ok(err)
 	w.register(img, docs)
 	w.ok(b.Destroy(t.Context(), "01a"))
-	raw, err := os.ReadFile(w.deps.State.Logs() + "/01a-" + journalName)
+	raw, err := os.ReadFile(w.deps.State.Logs() + "/01a-" + awscalls.Name)
 	w.ok(err)
 	written := map[string]int{}
 	for _, line := range strings.Split(string(raw), "\n") {
-		var e entry
+		var e awscalls.Entry
 		if json.Unmarshal([]byte(line), &e) == nil && e.Call != "" {
 			written[strings.ToLower(e.Call[:4])+e.Call[4:]]++
 		}
@@ -352,7 +318,7 @@ func TestNoCallIsMadeThatIsNotWrittenDown(t *testing.T) {
 	seen := 0
 	for action, n := range w.cloud.Calls() {
 		service, op, _ := strings.Cut(action, ":")
-		if reads(op) || service == "ebs" || op == "RegisterImage" { // the base's own are the test's
+		if awscalls.Reads(op) || service == "ebs" || op == "RegisterImage" { // the base's own are the test's
 			continue
 		}
 		seen++

@@ -19,6 +19,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/builder"
+	"github.com/rebake/rebake/internal/awscalls"
 	"github.com/rebake/rebake/internal/event"
 	"github.com/rebake/rebake/internal/ssh"
 	gossh "golang.org/x/crypto/ssh"
@@ -29,7 +30,7 @@ type machine struct {
 	b           *Builder
 	id          string
 	r           *region
-	j           *journal
+	j           *awscalls.Journal
 	source      *source
 	instance    string
 	spot        bool
@@ -304,7 +305,7 @@ func (m *machine) Capture(ctx context.Context) (_ artifact.Disk, err error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	ctx = writing(ctx, m.j)
+	ctx = awscalls.Writing(ctx, m.j)
 	event.Waiting(ctx, "the guest to shut down")
 	if err := m.powerOff(ctx); err != nil {
 		return nil, err

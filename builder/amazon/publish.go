@@ -19,6 +19,7 @@ import (
 	"github.com/rebake/rebake/artifact/ami"
 	"github.com/rebake/rebake/builder"
 	"github.com/rebake/rebake/internal/atomicfile"
+	"github.com/rebake/rebake/internal/awscalls"
 	"github.com/rebake/rebake/internal/event"
 	"golang.org/x/sync/errgroup"
 )
@@ -74,11 +75,11 @@ func (b *Builder) Publish(ctx context.Context, id string, d artifact.Disk, img a
 		return nil, fmt.Errorf("a %T was not captured by this builder", d)
 	}
 	dir := b.deps.State.Build(id)
-	j, err := openJournal(dir)
+	j, err := b.deps.calls(id)
 	if err != nil {
 		return nil, err
 	}
-	ctx = writing(ctx, j)
+	ctx = awscalls.Writing(ctx, j)
 	tags := b.imageTags(id, img)
 	if _, err := disk.r.ec2.CreateTags(ctx, &ec2.CreateTagsInput{Resources: []string{disk.id}, Tags: tags}); err != nil {
 		return nil, fmt.Errorf("tag %s: %w", disk.id, err)

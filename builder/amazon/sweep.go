@@ -11,6 +11,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+	"github.com/rebake/rebake/internal/awscalls"
 	"github.com/rebake/rebake/internal/event"
 )
 
@@ -21,7 +22,6 @@ type sweep struct {
 	d    Deps
 	r    *region
 	id   string
-	dir  string
 	kept *published // what stays, and loses the tag
 	seen map[string]bool
 }
@@ -224,11 +224,11 @@ var made = map[string]string{"EC2.RunInstances": "i-", "EC2.CreateSnapshot": "sn
 // that nobody knows the answer of, or an id that was not seen. After some time all
 // is seen.
 func (s *sweep) unsure() (bool, error) {
-	all, err := readJournal(s.dir)
+	all, err := awscalls.Read(s.d.callsPath(s.id))
 	if err != nil {
 		return false, err
 	}
-	ends, removed := map[int]entry{}, map[string]bool{}
+	ends, removed := map[int]awscalls.Entry{}, map[string]bool{}
 	for _, e := range all {
 		if e.Of != 0 {
 			ends[e.Of] = e

@@ -27,6 +27,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	"github.com/rebake/rebake/artifact/ami"
 	"github.com/rebake/rebake/artifact/oci"
+	"github.com/rebake/rebake/internal/awscalls"
 	"github.com/rebake/rebake/internal/state"
 	"github.com/rebake/rebake/test/awsfake"
 	"github.com/rebake/rebake/test/fake"
@@ -332,7 +333,7 @@ func (g *gate) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	action := regexp.MustCompile(`(?:^|&)Action=([A-Za-z]+)`).FindSubmatch(body)
 	g.mu.Lock()
-	if !g.dead && action != nil && !reads(string(action[1])) {
+	if !g.dead && action != nil && !awscalls.Reads(string(action[1])) {
 		if g.left--; g.left < 0 {
 			g.dead, g.last = true, string(action[1])
 			if g.done {

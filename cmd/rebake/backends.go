@@ -18,6 +18,7 @@ import (
 	"github.com/rebake/rebake/fleet/haproxy"
 	poolqemu "github.com/rebake/rebake/fleet/qemu"
 	fleets3 "github.com/rebake/rebake/fleet/s3"
+	"github.com/rebake/rebake/internal/awscalls"
 	"github.com/rebake/rebake/internal/cache"
 	"github.com/rebake/rebake/internal/check"
 	"github.com/rebake/rebake/internal/event"
@@ -149,7 +150,7 @@ func newPool(env pipeline.Env, name, kind string, config []byte) (fleet.Pool, er
 		if err := decodeJSON(config, &cfg); err != nil {
 			return nil, err
 		}
-		return asg.New(cfg, asg.Deps{Store: env.Store, Work: env.State.Uploads()}, name)
+		return asg.New(cfg, asg.Deps{Store: env.Store, Work: env.State.Uploads(), Calls: awscalls.Bounded(env.State.Calls(name))}, name)
 	}
 	if kind != "qemu" {
 		return nil, fmt.Errorf("fleet %s: unknown pool %q", name, kind)
@@ -178,7 +179,7 @@ func newRouter(env pipeline.Env, name, kind string, config []byte, health fleet.
 		if err := decodeJSON(config, &cfg); err != nil {
 			return nil, err
 		}
-		return alb.New(cfg, name, health, alb.Options{})
+		return alb.New(cfg, name, health, alb.Options{Calls: awscalls.Bounded(env.State.Calls(name))})
 	}
 	if kind != "haproxy" {
 		return nil, fmt.Errorf("fleet %s: unknown router %q", name, kind)

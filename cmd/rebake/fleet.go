@@ -189,7 +189,7 @@ func fleetDestroy(s *session) error {
 			return err
 		}
 	}
-	if err := d.Destroy(s.ctx); err != nil {
+	if err := pipeline.Destroy(s.ctx, s.Env, d); err != nil {
 		return err
 	}
 	return s.result(map[string]string{"destroyed": d.Config.Name}, "destroyed fleet "+d.Config.Name)

@@ -34,6 +34,7 @@ import (
 
 	"github.com/rebake/rebake/artifact/ami"
 	"github.com/rebake/rebake/fleet"
+	"github.com/rebake/rebake/internal/awscalls"
 	"github.com/rebake/rebake/internal/event"
 )
 
@@ -49,8 +50,11 @@ const (
 // ErrChanged is a rule that somebody else changed since it was last looked at.
 var ErrChanged = errors.New("somebody else changed the rule")
 
-// Options are for tests; the zero value will do.
+// Options of a router; the zero value will do.
 type Options struct {
+	// Calls is where what changes something is written down before it is done; nil:
+	// nowhere.
+	Calls *awscalls.Journal
 	Poll time.Duration // between two looks at what is waited for; 0: 3 s
 	Ask  time.Duration // between two questions to CloudWatch; 0: 20 s
 }
@@ -123,6 +127,7 @@ func (r *Router) connect(ctx context.Context) error {
 			r.err = err
 			return
 		}
+		cfg = r.o.Calls.In(cfg)
 		r.elb, r.ec2, r.cw = elb.NewFromConfig(cfg), ec2.NewFromConfig(cfg), cloudwatch.NewFromConfig(cfg)
 	})
 	return errors.Join(r.err, ctx.Err())

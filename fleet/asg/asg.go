@@ -38,6 +38,7 @@ import (
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/artifact/ami"
 	"github.com/rebake/rebake/fleet"
+	"github.com/rebake/rebake/internal/awscalls"
 )
 
 // Tags of what the pool makes. Those of a group are its instances' too, but
@@ -56,6 +57,10 @@ const (
 type Deps struct {
 	Store artifact.Store
 	Work  string // directory for uploads that were cut off, of publish: true
+
+	// Calls is where what changes something is written down before it is done; nil:
+	// nowhere.
+	Calls *awscalls.Journal
 
 	// Poll is the time between two looks at what is waited for; 0: 3 s.
 	Poll time.Duration
@@ -122,7 +127,7 @@ func (p *Pool) SetTargets(t fleet.Targets) { p.targets = t }
 // connect opens the clients at the first call.
 func (p *Pool) connect(ctx context.Context) error {
 	p.once.Do(func() {
-		cfg, err := ami.Config(context.WithoutCancel(ctx), p.cfg.Region)
+		cfg, err := p.config(context.WithoutCancel(ctx))
 		if err != nil {
 			p.err = err
 			return
@@ -130,6 +135,12 @@ func (p *Pool) connect(ctx context.Context) error {
 		p.region, p.as, p.ec2 = cfg.Region, autoscaling.NewFromConfig(cfg), ec2.NewFromConfig(cfg)
 	})
 	return errors.Join(p.err, ctx.Err())
+}
+
+// config is of clients that write down what they change.
+func (p *Pool) config(ctx context.Context) (aws.Config, error) {
+	cfg, err := ami.Config(ctx, p.cfg.Region)
+	return p.deps.Calls.In(cfg), err
 }
 
 // groupName names the Auto Scaling group and the launch template of a group.

@@ -32,10 +32,11 @@ func (p *Pool) Prepare(ctx context.Context, spec fleet.Spec) error {
 		return err
 	}
 	event.Infof(ctx, "%v: making it", err)
-	cloud, err := ami.Connect(ctx, p.cfg.Region)
+	cfg, err := p.config(ctx)
 	if err != nil {
 		return err
 	}
+	cloud := ami.CloudOf(cfg)
 	a, ok := p.deps.Store.(artifact.Attacher)
 	if !ok {
 		return fmt.Errorf("the store %T cannot keep what is known of an image's AMI", p.deps.Store)

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Dir is $REBAKE_HOME.
@@ -75,6 +76,14 @@ func (d Dir) Fleets() string { return filepath.Join(string(d), "fleets") }
 
 // Fleet is the directory of one fleet.
 func (d Dir) Fleet(name string) string { return filepath.Join(d.Fleets(), name) }
+
+// Calls is the journal of what this machine's work on a fleet changed in a cloud.
+func (d Dir) Calls(fleet string) string { return filepath.Join(d.Fleet(fleet), "calls.jsonl") }
+
+// EndedCalls is where that goes when the fleet is destroyed.
+func (d Dir) EndedCalls(fleet string, at time.Time) string {
+	return filepath.Join(d.Logs(), "fleet-"+fleet+"-"+at.UTC().Format("20060102T150405.000Z")+"-calls.jsonl")
+}
 
 // SharedList is the file that Shared reads.
 func (d Dir) SharedList() string { return filepath.Join(string(d), "shared-states") }

@@ -6,11 +6,13 @@ import (
 	"bytes"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/rebake/rebake/artifact/oci"
+	"github.com/rebake/rebake/internal/awscalls"
 	"github.com/rebake/rebake/internal/state"
 	"github.com/rebake/rebake/test/versitygw"
 )
@@ -93,6 +95,16 @@ func TestTwoMachinesHaveOneFleet(t *testing.T) {
 	}
 	if ls, _ := laptop.rebake(0, "fleet", "ls"); !strings.Contains(ls, "no fleets yet") {
 		t.Errorf("the laptop still knows a fleet:\n%s", ls)
+	}
+	// What each machine called stays with it: the destroyer's in the logs.
+	if logs, err := filepath.Glob(filepath.Join(state.Dir(ci.home).Logs(), "fleet-web-*-calls.jsonl")); err != nil || len(logs) != 1 {
+		t.Errorf("what the first machine called is in %v, %v", logs, err)
+	}
+	if _, err := os.Stat(state.Dir(ci.home).Fleet("web")); !os.IsNotExist(err) {
+		t.Errorf("the directory of a fleet that was destroyed is there: %v", err)
+	}
+	if all, err := awscalls.Read(state.Dir(laptop.home).Calls("web")); err != nil || len(all) < 4 {
+		t.Errorf("the laptop wrote %d lines of what it called, %v", len(all), err)
 	}
 }
 

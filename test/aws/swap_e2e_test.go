@@ -25,6 +25,7 @@ import (
 
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/artifact/oci"
+	"github.com/rebake/rebake/internal/awscalls"
 	"github.com/rebake/rebake/internal/load"
 	"github.com/rebake/rebake/internal/state"
 	"github.com/rebake/rebake/test/awsfake"
@@ -270,6 +271,7 @@ func TestAFleetInAWSIsSwappedRolledBackAndPruned(t *testing.T) {
 	if !strings.Contains(plan, "rebake-web-SLOT-DEPLOYMENT") {
 		t.Errorf("the plan does not say what else must leave alone:\n%s", plan)
 	}
+	r.cloud.ResetCalls()
 	r.rebake(0, "deploy", "web.yaml", "--image", "web:1.0.0")
 	r.serves(v1)
 
@@ -314,9 +316,43 @@ func TestAFleetInAWSIsSwappedRolledBackAndPruned(t *testing.T) {
 	if left := r.Left(t, "web"); len(left) > 0 {
 		t.Errorf("destroy left %v", left)
 	}
+	r.wroteDown()
 	r.rebake(0, "images", "prune", "--template", "web.yaml", "--yes")
 	if r.there(v1) || r.there(v2) || !r.there(v3) {
 		t.Errorf("the newest alone is kept: %t %t %t", r.there(v1), r.there(v2), r.there(v3))
+	}
+}
+
+// wroteDown checks what is left of a fleet on this machine once it is destroyed: each
+// kind of call that changed something, in the logs.
+func (r *rig) wroteDown() {
+	r.t.Helper()
+	if _, err := os.Stat(state.Dir(r.home).Fleet("web")); !os.IsNotExist(err) {
+		r.t.Errorf("the directory of a fleet that was destroyed is there: %v", err)
+	}
+	logs, err := filepath.Glob(filepath.Join(state.Dir(r.home).Logs(), "fleet-web-*-calls.jsonl"))
+	if err != nil || len(logs) != 1 {
+		r.t.Fatalf("what was called is in %v, %v", logs, err)
+	}
+	all, err := awscalls.Read(logs[0])
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	written := map[string]bool{}
+	for _, e := range all {
+		_, op, _ := strings.Cut(e.Call, ".")
+		written[op] = true
+	}
+	seen := 0
+	for action := range r.cloud.Calls() {
+		if _, op, _ := strings.Cut(action, ":"); !awscalls.Reads(op) {
+			if seen++; !written[op] {
+				r.t.Errorf("%s was called, and is not written down", action)
+			}
+		}
+	}
+	if seen < 15 {
+		r.t.Errorf("only %d kinds of calls changed something: the test is blind", seen)
 	}
 }
 

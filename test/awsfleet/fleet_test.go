@@ -22,6 +22,7 @@ import (
 	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/fleet/alb"
 	"github.com/rebake/rebake/fleet/asg"
+	"github.com/rebake/rebake/internal/awscalls"
 	"github.com/rebake/rebake/internal/template"
 	"github.com/rebake/rebake/test/awsfake"
 	"github.com/rebake/rebake/test/awsfleet"
@@ -103,14 +104,18 @@ func (w *world) deployer(change ...func(*asg.Config, *alb.Config)) *fleet.Deploy
 	for _, f := range change {
 		f(&pc, &rc)
 	}
-	pool, err := asg.New(pc, asg.Deps{Store: w.Store, Poll: 5 * ms}, "web")
+	calls := awscalls.Bounded(w.calls())
+	pool, err := asg.New(pc, asg.Deps{Store: w.Store, Poll: 5 * ms, Calls: calls}, "web")
 	w.ok(err)
-	router, err := alb.New(rc, "web", w.checks, alb.Options{Poll: 5 * ms})
+	router, err := alb.New(rc, "web", w.checks, alb.Options{Poll: 5 * ms, Calls: calls})
 	w.ok(err)
 	d := &fleet.Deployer{Dir: filepath.Join(w.dir, "web"), Config: fleet.Config{Name: "web", Size: 2, Health: w.checks}, Pool: pool, Router: router, Poll: 5 * ms}
 	d.Join()
 	return d
 }
+
+// calls is where the fleet's calls are written down.
+func (w *world) calls() string { return filepath.Join(w.dir, "web", awscalls.Name) }
 
 func (w *world) ok(err error) {
 	w.t.Helper()
