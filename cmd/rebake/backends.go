@@ -150,7 +150,7 @@ func newPool(env pipeline.Env, name, kind string, config []byte) (fleet.Pool, er
 		if err := decodeJSON(config, &cfg); err != nil {
 			return nil, err
 		}
-		return asg.New(cfg, asg.Deps{Store: env.Store, Work: env.State.Uploads(), Calls: awscalls.Bounded(env.State.Calls(name))}, name)
+		return asg.New(cfg, asgDeps(env, name), name)
 	}
 	if kind != "qemu" {
 		return nil, fmt.Errorf("fleet %s: unknown pool %q", name, kind)
@@ -170,7 +170,11 @@ func newInPlace(env pipeline.Env, name, kind string, config []byte) (fleet.InPla
 	if err := decodeJSON(config, &cfg); err != nil {
 		return nil, err
 	}
-	return asg.NewInPlace(cfg, asg.Deps{Store: env.Store, Work: env.State.Uploads()}, name)
+	return asg.NewInPlace(cfg, asgDeps(env, name), name)
+}
+
+func asgDeps(env pipeline.Env, name string) asg.Deps {
+	return asg.Deps{Store: env.Store, Work: env.State.Uploads(), Calls: awscalls.Bounded(env.State.Calls(name))}
 }
 
 func newRouter(env pipeline.Env, name, kind string, config []byte, health fleet.HealthCheck) (fleet.Router, error) {
