@@ -67,13 +67,7 @@ func TestTheAmazonBuilderKeepsItsContract(t *testing.T) {
 // off has the guest of machine m power off by itself, once it is up.
 func (w *world) off(m builder.Machine) {
 	w.t.Helper()
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
-		w.mu.Lock()
-		up := w.lives[m.(*machine).instance] != nil
-		w.mu.Unlock()
-		if up {
-			break
-		}
+	for end := time.Now().Add(20 * time.Second); !w.guests.Live(m.(*machine).instance); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			w.t.Fatal("the guest does not come up")
 		}
@@ -346,7 +340,7 @@ func TestASourceThatCannotBecomeAnAMIIsRefused(t *testing.T) {
 	if base, err := found.Prepare(t.Context()); err != nil || base.Ref != w.base {
 		t.Errorf("by a filter: %+v, %v", base, err)
 	}
-	w.image("base2", w.fb)
+	w.image("base2", w.guests.Machines)
 	many := w.builder(func(c *Config) { c.Source = Source{Filter: &AMIFilter{Owners: []string{"self"}, Name: "base*"}} })
 	if _, err := many.Prepare(t.Context()); err == nil || !strings.Contains(err.Error(), "say newest: true") {
 		t.Errorf("of two AMIs: %v", err)

@@ -36,6 +36,7 @@ import (
 	"github.com/rebake/rebake/builder"
 	"github.com/rebake/rebake/internal/qemu"
 	"github.com/rebake/rebake/internal/state"
+	"github.com/rebake/rebake/test/awsguest"
 	"github.com/rebake/rebake/test/conformance"
 	"github.com/rebake/rebake/test/fake"
 	"github.com/rebake/rebake/test/moto"
@@ -307,7 +308,7 @@ func (g tiny) Disk(path string) error {
 }
 
 func (h *hall) openTiny(id, disk, addr, userData string) (guest, error) {
-	host, authorized, err := told3(userData)
+	host, authorized, err := awsguest.Told(userData)
 	if err != nil {
 		return nil, err
 	}
@@ -360,7 +361,7 @@ func (g inside) Clean() error {
 
 func (h *hall) openInside(fb *fake.Builder) func(id, disk, addr, userData string) (guest, error) {
 	return func(id, disk, addr, userData string) (guest, error) {
-		host, authorized, err := told3(userData)
+		host, authorized, err := awsguest.Told(userData)
 		if err != nil {
 			return nil, err
 		}

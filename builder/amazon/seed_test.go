@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/rebake/rebake/internal/ssh"
+	"github.com/rebake/rebake/test/awsguest"
 )
 
 func seeded(t *testing.T, user, given string) ([]byte, error) {
@@ -81,7 +82,7 @@ func TestUserDataIsMerged(t *testing.T) {
 					t.Errorf("the last part lacks %q:\n%s", want, own)
 				}
 			}
-			host, authorized, err := told3(string(data))
+			host, authorized, err := awsguest.Told(string(data))
 			if err != nil || len(host) == 0 || len(authorized) != 1 {
 				t.Errorf("a guest reads %q, %q, %v", host, authorized, err)
 			}

@@ -158,7 +158,7 @@ func (m *machine) plant(r io.Reader, as *keys) error {
 		if _, as.Login, err = newKey(); err == nil {
 			_, as.Host, err = newKey()
 		}
-		if m.seed != nil {
+		if m.seed != nil && len(m.seed.HostKey) > 0 {
 			as.Host = m.seed.HostKey
 		}
 		if err != nil {

@@ -8,7 +8,7 @@ import (
 
 // Seed is what a guest is told from outside, as by a cloud's user data.
 type Seed struct {
-	HostKey    []byte   // private, as OpenSSH writes it
+	HostKey    []byte   // private, as OpenSSH writes it; none: it makes one
 	Authorized []string // lines of authorized_keys
 	Addr       string   // host:port where its sshd listens
 }
