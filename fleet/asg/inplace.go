@@ -17,7 +17,6 @@ import (
 	elb "github.com/aws/aws-sdk-go-v2/service/elasticloadbalancingv2"
 
 	"github.com/rebake/rebake/artifact"
-	"github.com/rebake/rebake/artifact/ami"
 	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/internal/event"
 )
@@ -78,7 +77,7 @@ func (g *InPlace) connect(ctx context.Context) error {
 		return err
 	}
 	g.once.Do(func() {
-		cfg, err := ami.Config(context.WithoutCancel(ctx), g.p.cfg.Region)
+		cfg, err := g.p.config(context.WithoutCancel(ctx))
 		if err == nil { // it was read before
 			g.elb = elb.NewFromConfig(cfg)
 		}
