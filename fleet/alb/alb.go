@@ -55,8 +55,8 @@ type Options struct {
 	// Calls is where what changes something is written down before it is done; nil:
 	// nowhere.
 	Calls *awscalls.Journal
-	Poll time.Duration // between two looks at what is waited for; 0: 3 s
-	Ask  time.Duration // between two questions to CloudWatch; 0: 20 s
+	Poll  time.Duration // between two looks at what is waited for; 0: 3 s
+	Ask   time.Duration // between two questions to CloudWatch; 0: 20 s
 }
 
 // Router implements fleet.Router. It is safe for concurrent use.
