@@ -47,6 +47,12 @@ type Checkpointer interface {
 	Save(ctx context.Context, m Machine, key artifact.Digest, memory bool, note []byte) (finish func(context.Context) error, err error)
 }
 
+// Checker is the optional power of a builder whose Key asks a cloud: Check says what
+// is wrong with its configuration as far as this machine and the store can tell.
+type Checker interface {
+	Check(ctx context.Context) error
+}
+
 // Publisher is the optional power of a builder to make of a captured disk what its
 // cloud boots by itself, before the image can be seen.
 type Publisher interface {

@@ -108,7 +108,10 @@ type Builder struct {
 	asking bool
 }
 
-var _ builder.Publisher = (*Builder)(nil)
+var (
+	_ builder.Publisher = (*Builder)(nil)
+	_ builder.Checker   = (*Builder)(nil)
+)
 
 // New checks a configuration; it asks nobody.
 func New(cfg Config, deps Deps) (*Builder, error) {

@@ -347,6 +347,36 @@ func TestASourceThatCannotBecomeAnAMIIsRefused(t *testing.T) {
 	}
 }
 
+// What is known here of a source is said without a call: of an image of the store
+// whether it has an AMI in the region, of somebody's AMI nothing.
+func TestCheckAsksNobody(t *testing.T) {
+	w := newWorld(t)
+	b := w.builder()
+	d := w.baked(b, "01a")
+	img := w.described(d, "1.0.0")
+	docs, err := b.Publish(t.Context(), "01a", d, img)
+	w.ok(err)
+	w.register(img, docs)
+	w.ok(errors.Join(d.Close(), b.Destroy(t.Context(), "01a")))
+	w.cloud.ResetCalls()
+	for _, c := range []struct {
+		name, want string
+		change     func(*Config)
+	}{
+		{"somebody's", "", func(c *Config) { c.Source = Source{AMI: "ami-none"} }},
+		{"an image", "", func(c *Config) { c.Source = Source{Image: "web:1.0.0"} }},
+		{"an image elsewhere", "web:1.0.0 has no AMI in " + there, func(c *Config) { c.Source, c.Region = Source{Image: "web:1.0.0"}, there }},
+		{"no image", "web:2.0.0", func(c *Config) { c.Source = Source{Image: "web:2.0.0"} }},
+	} {
+		if err := w.builder(c.change).Check(t.Context()); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+	if calls := w.cloud.Calls(); len(calls) > 0 {
+		t.Errorf("asked: %v", calls)
+	}
+}
+
 // EC2 may take long with a guest that has powered off; that is no reason to lose it.
 func TestASlowStopIsWaitedFor(t *testing.T) {
 	w := newWorld(t)

@@ -114,30 +114,57 @@ func (b *Builder) given(ctx context.Context, r *region) (*source, error) {
 	return s, nil
 }
 
-// stored is an image of the store that has an AMI in the region.
-func (b *Builder) stored(ctx context.Context, r *region) (*source, error) {
+// Check implements builder.Checker: of an image of the store it is known here whether
+// it can be the source, and of an AMI nothing. Without a region, as where there are no
+// credentials either, nothing is said of regions.
+func (b *Builder) Check(ctx context.Context) error {
+	if b.cfg.Source.Image == "" {
+		return nil
+	}
+	img, records, err := b.recorded(ctx)
+	if err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	r, err := b.region(ctx)
+	if err == nil && !slices.ContainsFunc(records, func(rec ami.Record) bool { return rec.Region == r.name }) {
+		return fmt.Errorf("source: %w", noAMI(img, r))
+	}
+	return nil
+}
+
+func noAMI(img artifact.Image, r *region) error {
+	name := img.Name + ":" + img.Version
+	return fmt.Errorf("%s has no AMI in %s: `rebake ami publish %s --region %s` makes one", name, r.name, name, r.name)
+}
+
+// recorded is the image of the store that the configuration names, and its AMIs.
+func (b *Builder) recorded(ctx context.Context) (img artifact.Image, records []ami.Record, err error) {
 	ref, err := artifact.ParseRef(b.cfg.Source.Image)
 	if err != nil {
-		return nil, err
+		return img, nil, err
 	}
-	img, err := b.deps.Store.Resolve(ctx, ref)
-	if err != nil {
-		return nil, err
+	if img, err = b.deps.Store.Resolve(ctx, ref); err != nil {
+		return img, nil, err
 	}
 	if b.deps.Use != nil {
 		if err := b.deps.Use(ctx, img); err != nil {
-			return nil, err
+			return img, nil, err
 		}
 	}
-	name := img.Name + ":" + img.Version
 	if img.Seed != "nocloud" {
-		return nil, fmt.Errorf("%s is told its keys by %s, which EC2 has not: use a base with cloud-init (seed: nocloud)", name, img.Seed)
+		return img, nil, fmt.Errorf("%s:%s is told its keys by %s, which EC2 has not: use a base with cloud-init (seed: nocloud)", img.Name, img.Version, img.Seed)
 	}
 	keeper, ok := b.deps.Store.(artifact.Attacher)
 	if !ok {
-		return nil, fmt.Errorf("the store %T records no AMIs", b.deps.Store)
+		return img, nil, fmt.Errorf("the store %T records no AMIs", b.deps.Store)
 	}
-	records, err := ami.Records(ctx, keeper, img)
+	records, err = ami.Records(ctx, keeper, img)
+	return img, records, err
+}
+
+// stored is an image of the store that has an AMI in the region.
+func (b *Builder) stored(ctx context.Context, r *region) (*source, error) {
+	img, records, err := b.recorded(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -161,13 +188,13 @@ func (b *Builder) stored(ctx context.Context, r *region) (*source, error) {
 		if rec.Content == img.Content && rec.Snapshot == s.snapshot {
 			s.content = b.contentHere(img.Content)
 		}
-		s.base.Ref, s.base.Digest, s.base.Seed = name, img.Digest, img.Seed
+		s.base.Ref, s.base.Digest, s.base.Seed = img.Name+":"+img.Version, img.Digest, img.Seed
 		if s.base.User = b.cfg.SSH.User; s.base.User == "" {
 			s.base.User = img.User
 		}
 		return s, nil
 	}
-	return nil, fmt.Errorf("%s has no AMI in %s: `rebake ami publish %s --region %s` makes one", name, r.name, name, r.name)
+	return nil, noAMI(img, r)
 }
 
 // contentHere is a content that the store has, or "".

@@ -218,7 +218,7 @@ func looked(k pipeline.Baked) string {
 func validateCommand() *cli.Command {
 	return &cli.Command{
 		Name: "validate", Usage: "check a template and say what a build of it would do", ArgsUsage: "TEMPLATE",
-		Description: help("Reads the template with its variables, checks every block against its backend and every local\nfile it names, and prints the plan. Nothing is booted, downloaded or changed.",
+		Description: help("Reads the template with its variables, checks every block against its backend and every local\nfile it names, and prints the plan. Nothing is booted, downloaded or changed, and no cloud is asked: it needs no credentials.",
 			"rebake validate web.yaml --var release=1.2.0"),
 		Flags: append(templateFlags(), bakeFlags()[:2]...),
 		Action: with(func(s *session) error {
@@ -230,14 +230,14 @@ func validateCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			if err := pipeline.CheckState(s.Env, tpl); err != nil {
+			if err := errors.Join(pipeline.CheckState(s.Env, tpl), pipeline.CheckFleet(s.Env, tpl)); err != nil {
 				return err
 			}
 			version := s.c.String("version")
 			if expression(version) != "" {
 				version = ""
 			}
-			plans, err := pipeline.MakePlan(s.ctx, s.Env, tpl, pipeline.BakeOptions{Only: s.c.StringSlice("only"), Version: version, MaxAge: pipeline.DefaultMaxAge, AllowDirty: true})
+			plans, err := pipeline.MakePlan(s.ctx, s.Env, tpl, pipeline.BakeOptions{Only: s.c.StringSlice("only"), Version: version, MaxAge: pipeline.DefaultMaxAge, AllowDirty: true, Unasked: true})
 			if err != nil {
 				return err
 			}
@@ -251,6 +251,9 @@ func validateCommand() *cli.Command {
 					strings.Join(steps, ", "), strings.Join(p.Tests, ", "), strings.Join(p.Tags, ", "))
 				if p.Current != "" {
 					fmt.Fprintf(&b, "  nothing to bake: %s is of the same inputs\n", p.Current)
+				}
+				if p.Unasked {
+					fmt.Fprintf(&b, "  no cloud was asked: `rebake plan %s` looks for what the machine starts from\n", path)
 				}
 			}
 			return s.result(plans, b.String())

@@ -79,6 +79,8 @@ func (c Config) complete() (Config, error) {
 		return c, fmt.Errorf("router.alb.stickiness: %s is not between 1s and 168h", c.Stickiness)
 	case (c.Preview.Header == "") != (c.Preview.Priority == 0):
 		return c, errors.New("router.alb.preview: give header and priority")
+	case c.Preview.Header != "" && c.Rule != "":
+		return c, fmt.Errorf("router.alb.preview: it is made beside a rule that rebake makes; beside %s make it yourself", c.Rule)
 	case c.Preview.Priority < 0 || c.Preview.Priority > 49999 || c.Listener != "" && c.Preview.Priority > 0 && c.Preview.Priority+1 >= c.Priority:
 		return c, fmt.Errorf("router.alb.preview.priority: %d and the one after it must come before that of the rule, %d", c.Preview.Priority, c.Priority)
 	}
@@ -115,10 +117,9 @@ func (r *Router) groupName(s fleet.Slot) string {
 	return name
 }
 
-// Fit implements fleet.Fitter. Gates that are judged from counters need holds in
-// which CloudWatch tells any; a drain lasts as long as the target groups' delay;
-// and while clients stick to the old slot it stays.
-func (r *Router) Fit(ctx context.Context, p fleet.Policy, _ int) (fleet.Policy, error) {
+// Suits says what of a policy cannot be kept: gates that are judged from counters
+// need holds in which CloudWatch tells any. It calls nobody.
+func (r *Router) Suits(p fleet.Policy, _ int) error {
 	const least = 2 * period
 	for _, g := range p.Gates {
 		if g.ErrorRate == nil && g.Latency == nil && g.Canary == nil {
@@ -126,10 +127,19 @@ func (r *Router) Fit(ctx context.Context, p fleet.Policy, _ int) (fleet.Policy, 
 		}
 		for _, s := range p.Steps {
 			if s.Hold < least && (g.Canary == nil || s.Permille < 1000) {
-				return p, fmt.Errorf("deploy.steps: hold %s at %d%% is too short for gate %s: behind an ALB requests are counted by CloudWatch, by the minute and minutes late; hold at least %s",
+				return fmt.Errorf("deploy.steps: hold %s at %d%% is too short for gate %s: behind an ALB requests are counted by CloudWatch, by the minute and minutes late; hold at least %s",
 					s.Hold, s.Permille/10, g.Name, least)
 			}
 		}
+	}
+	return nil
+}
+
+// Fit implements fleet.Fitter. A drain lasts as long as the target groups' delay, and
+// while clients stick to the old slot it stays.
+func (r *Router) Fit(ctx context.Context, p fleet.Policy, size int) (fleet.Policy, error) {
+	if err := r.Suits(p, size); err != nil {
+		return p, err
 	}
 	if err := r.connect(ctx); err != nil {
 		return p, err

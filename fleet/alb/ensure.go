@@ -149,9 +149,6 @@ func (r *Router) previews(ctx context.Context) error {
 		return nil
 	}
 	conditions := r.cfg.conditions()
-	if r.cfg.Rule != "" {
-		return fmt.Errorf("router.alb.preview: it is made beside a rule that rebake makes; beside %s make it yourself", r.cfg.Rule)
-	}
 	for n, s := range slots {
 		to := types.Action{Type: types.ActionTypeEnumForward, Order: aws.Int32(1), TargetGroupArn: aws.String(r.groups[s].arn)}
 		with := append(slices.Clone(conditions), types.RuleCondition{Field: aws.String("http-header"),

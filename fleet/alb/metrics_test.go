@@ -69,6 +69,7 @@ func TestConfigIsRefused(t *testing.T) {
 		"priority, hosts and paths are of a rule that rebake makes": {Rule: rule, Paths: []string{"/*"}},
 		"give blue and green, two of them, or none":                 {Rule: rule, TargetGroups: TargetGroups{Blue: "x"}},
 		"give header and priority":                                  {Listener: listener, Priority: 9, Preview: Preview{Header: "X"}},
+		"beside " + rule + " make it yourself":                      {Rule: rule, Preview: Preview{Header: "X", Priority: 8}},
 		"must come before that of the rule, 9":                      {Listener: listener, Priority: 9, Preview: Preview{Header: "X", Priority: 8}},
 	} {
 		if _, err := New(c, "web", fleet.HealthCheck{}, Options{}); err == nil || !strings.Contains(err.Error(), want) {

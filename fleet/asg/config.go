@@ -88,18 +88,23 @@ func (c Config) complete() (Config, error) {
 	return c, nil
 }
 
-// Fit implements fleet.Fitter: machines of a cloud take their time.
-func (p *Pool) Fit(_ context.Context, pol fleet.Policy, size int) (fleet.Policy, error) {
-	pol.Launch = time.Duration(p.cfg.Launch)
+// Suits says what of a policy cannot be kept. It calls nobody.
+func (p *Pool) Suits(pol fleet.Policy, size int) error {
 	if m := p.cfg.Capacity.Max; m > 0 && m < size {
-		return pol, fmt.Errorf("pool.asg.capacity.max: %d is less than fleet.size, %d", m, size)
+		return fmt.Errorf("pool.asg.capacity.max: %d is less than fleet.size, %d", m, size)
 	}
 	for _, g := range pol.Gates {
 		if g.Test {
-			return pol, fmt.Errorf("deploy.gates[%s]: the pool asg has no way to log in to an instance: take an http or a command gate", g.Name)
+			return fmt.Errorf("deploy.gates[%s]: the pool asg has no way to log in to an instance: take an http or a command gate", g.Name)
 		}
 	}
-	return pol, nil
+	return nil
+}
+
+// Fit implements fleet.Fitter: machines of a cloud take their time.
+func (p *Pool) Fit(_ context.Context, pol fleet.Policy, size int) (fleet.Policy, error) {
+	pol.Launch = time.Duration(p.cfg.Launch)
+	return pol, p.Suits(pol, size)
 }
 
 // Notes implements fleet.Noter: what whoever else manages the same things must leave alone.

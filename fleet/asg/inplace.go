@@ -245,6 +245,9 @@ func (g *InPlace) Size(ctx context.Context, _ fleet.GroupID) (int, error) {
 	return int(aws.ToInt32(now.DesiredCapacity)), nil
 }
 
+// Suits says what of a policy cannot be kept.
+func (g *InPlace) Suits(pol fleet.Policy, size int) error { return g.p.Suits(pol, size) }
+
 // Fit implements fleet.Fitter.
 func (g *InPlace) Fit(ctx context.Context, pol fleet.Policy, size int) (fleet.Policy, error) {
 	return g.p.Fit(ctx, pol, size)

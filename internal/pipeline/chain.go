@@ -133,7 +133,7 @@ func (k *bake) chain() (links []link, whole bool) {
 func (k *bake) imageInputs() artifact.Digest {
 	links, whole := k.chain()
 	last := links[len(links)-1]
-	if !whole || last.never || k.touched {
+	if !whole || last.never || k.touched || k.unasked {
 		return ""
 	}
 	var in artifact.Inputs

@@ -76,6 +76,9 @@ func fleetFor(ctx context.Context, env Env, tpl *template.Template, img artifact
 	if err != nil {
 		return nil, fleet.Request{}, err
 	}
+	if err := checkParts(env, tpl, cfg); err != nil {
+		return nil, fleet.Request{}, err
+	}
 	if cfg.Require, err = rulesOf(env, tpl); err != nil {
 		return nil, fleet.Request{}, err
 	}
@@ -103,9 +106,6 @@ func fleetFor(ctx context.Context, env Env, tpl *template.Template, img artifact
 		return nil, fleet.Request{}, err
 	}
 	d.Ask = withAlarms(env, askFor(cfg, d.Pool, func() ([]namedCheck, error) { return tests, nil }))
-	if _, ok := d.Pool.(Doors); !ok && len(cfg.Commands) > 0 {
-		return nil, fleet.Request{}, fmt.Errorf("%s: fleet.health.commands: the pool %s has no way to log in to an instance: take an http gate, or deploy.gates with a command", tpl.Path, cfg.PoolKind)
-	}
 	if d.Config.Policy, err = d.Fit(ctx, cfg.Policy, cfg.Size); err != nil {
 		return nil, fleet.Request{}, fmt.Errorf("%s: fleet: %w", tpl.Path, err)
 	}

@@ -19,6 +19,7 @@ type Plan struct {
 	Tags    []string        `json:"tags"`
 	Inputs  artifact.Digest `json:"inputs_digest,omitempty"` // "" while a refresh command must be asked, or a step always runs
 	Current string          `json:"current,omitempty"`       // the image that makes a bake needless
+	Unasked bool            `json:"unasked,omitempty"`       // what is in a cloud was not asked for
 }
 
 // PlanStep says whether a step will run, and why.
@@ -42,7 +43,7 @@ func MakePlan(ctx context.Context, env Env, tpl *template.Template, opts BakeOpt
 	}
 	var plans []Plan
 	for _, k := range bakes {
-		p := Plan{Build: k.build.Name, Image: k.tpl.Name + ":" + k.version, Tags: k.tags(), Inputs: k.inputs}
+		p := Plan{Build: k.build.Name, Image: k.tpl.Name + ":" + k.version, Tags: k.tags(), Inputs: k.inputs, Unasked: k.unasked}
 		steps, err := k.planSteps(ctx)
 		if err != nil {
 			return nil, err
@@ -61,6 +62,13 @@ func MakePlan(ctx context.Context, env Env, tpl *template.Template, opts BakeOpt
 
 // planSteps tells of the boot and of each step.
 func (k *bake) planSteps(ctx context.Context) ([]PlanStep, error) {
+	if k.unasked {
+		out := []PlanStep{{Name: "boot", Why: "its source is not looked for here"}}
+		for _, s := range k.steps {
+			out = append(out, PlanStep{Name: s.Name, Why: `comes after "boot", of which nothing is known`})
+		}
+		return out, nil
+	}
 	links, _ := k.chain()
 	from := k.deepest(ctx, links)
 	last, changed := k.compare(links)

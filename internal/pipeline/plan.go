@@ -33,6 +33,10 @@ type BakeOptions struct {
 	FailFast  bool // stop all builds when one fails
 	IfChanged bool // an image of the same inputs is the result whatever version was asked for
 
+	// Unasked asks this machine and the store alone: what a cloud would have to be
+	// asked for stays untold.
+	Unasked bool
+
 	AllowDirty bool // make a release from a tree with changes that are in no commit
 
 	SignKey *statement.Key // signs what is baked, instead of the template's; nil: that one, if there is one
@@ -62,6 +66,7 @@ type bake struct {
 	tests      []string           // as they enter the image's inputs
 	probes     map[int]string     // by step: what its refresh command printed
 	touched    bool               // a person was in the machine
+	unasked    bool               // what the base is only a cloud could tell
 	distrusted map[time.Time]bool // checkpoints that could not be gone on from, by their time
 	warned     map[string]bool
 	key        *statement.Key // nil: nobody signs
@@ -96,7 +101,12 @@ func newBake(ctx context.Context, env Env, tpl *template.Template, b template.Bu
 	stepEnv := StepEnv{Dir: tpl.Dir, Secrets: tpl.Secrets, Env: map[string]string{
 		"REBAKE_BUILD_NAME": tpl.Name, "REBAKE_BUILDER": b.Kind,
 	}}
-	if k.base, err = k.builder.Key(ctx); err != nil {
+	if c, ok := k.builder.(builder.Checker); ok && opts.Unasked {
+		k.unasked, err = true, c.Check(ctx)
+	} else {
+		k.base, err = k.builder.Key(ctx)
+	}
+	if err != nil {
 		return nil, err
 	}
 	for _, s := range tpl.Steps {
@@ -198,6 +208,9 @@ func (k *bake) choose(ctx context.Context) error {
 	for _, img := range images {
 		if img.Version != k.version {
 			continue
+		}
+		if k.unasked {
+			return nil // it may be of the same inputs
 		}
 		if k.inputs != "" && img.Lineage.InputsDigest == k.inputs && !k.again() {
 			if why := k.env.withdrawn(ctx, img); why != "" {

@@ -12,7 +12,7 @@ func IsState(address string) bool { return statePattern.MatchString(address) }
 func (l *loader) fleet(e *entry, doc document, kinds Kinds) (*Fleet, error) {
 	f, n := doc.Fleet, e.value
 	at := Block{n: n, src: l.s, dir: l.scope.dir, line: e.line, column: e.column}
-	out := &Fleet{Name: f.Name, Size: f.Size, UserData: f.UserData, State: strings.TrimRight(f.State, "/")}
+	out := &Fleet{Block: at, Name: f.Name, Size: f.Size, UserData: f.UserData, State: strings.TrimRight(f.State, "/")}
 	if out.Name == "" {
 		out.Name = strings.NewReplacer("/", "-", ".", "-", "_", "-").Replace(doc.Name)
 	}

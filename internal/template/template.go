@@ -87,6 +87,7 @@ type Seal struct {
 
 // Fleet is the fleet: block.
 type Fleet struct {
+	Block      Block  // all of it, for errors
 	Name       string // fleet.name or the template's
 	Size       int
 	UserData   string
