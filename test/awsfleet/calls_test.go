@@ -3,6 +3,7 @@
 package awsfleet_test
 
 import (
+	"encoding/base64"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,17 +34,13 @@ func callOf(action string) string {
 	return serviceNames[service] + "." + op
 }
 
-// Whatever changes something is on the disk when the cloud gets it, and afterwards
-// what became of it: an AMI that a deployment publishes, groups, targets, weights, a
-// rollback, and the end of it all.
-func TestEachCallOfAFleetIsWrittenDownBeforeItIsMade(t *testing.T) {
-	const secret = "hunter2"
-	w := newWorld(t, false, "1")
-	w.images["2"] = disks.Bake(t, w.Store, artifact.Image{Name: "web", Version: "2", Arch: "amd64", Firmware: "bios", Seed: "nocloud", Created: time.Now().UTC().Truncate(time.Second)},
-		slices.Repeat([]byte("2 "), 1<<20))
-	w.d = w.deployer(func(c *asg.Config, _ *alb.Config) { c.Publish, c.Tags = true, map[string]string{"password": secret} })
+const secret = "hunter2"
+
+// watch holds each call that changes something to what is on the disk when the cloud
+// gets it, from now on, and counts those that are there.
+func (w *world) watch() (seen map[string]int) {
+	seen = map[string]int{}
 	w.cloud.ResetCalls()
-	seen := map[string]int{}
 	w.cloud.Fault(awsfake.Fault{Action: "*", Match: func(c *awsfake.Call) bool {
 		call := callOf(c.Action)
 		if call == "" {
@@ -51,7 +48,7 @@ func TestEachCallOfAFleetIsWrittenDownBeforeItIsMade(t *testing.T) {
 		}
 		all, err := awscalls.Read(w.calls())
 		if err != nil {
-			t.Errorf("%s: %v", call, err)
+			w.t.Errorf("%s: %v", call, err)
 		}
 		block, _ := c.In.(*ebs.PutSnapshotBlockInput)
 		open := map[int]bool{}
@@ -70,31 +67,17 @@ func TestEachCallOfAFleetIsWrittenDownBeforeItIsMade(t *testing.T) {
 			seen[call]++
 			return false
 		}
-		t.Errorf("%s reached the cloud and is not written down", call)
+		w.t.Errorf("%s reached the cloud and is not written down", call)
 		return false
 	}})
-	request := func(version string) fleet.Request {
-		r := w.request(version, 2)
-		r.Spec.UserData = "#!/bin/sh\n# " + secret
-		return r
-	}
-	for _, v := range []string{"1", "2"} {
-		if res, err := w.d.Deploy(t.Context(), request(v)); err != nil {
-			t.Fatalf("%s: %v", res.State, err)
-		}
-	}
-	if res, err := w.d.Rollback(t.Context(), "by hand"); err != nil || res.State != fleet.RolledBack {
-		t.Fatalf("%s: %v", res.State, err)
-	}
-	kept := filepath.Join(w.dir, awscalls.Name) // the fleet's own goes with it
-	w.ok(os.Link(w.calls(), kept))
-	w.destroyed()
-	raw, err := os.ReadFile(kept)
-	w.ok(err)
-	if strings.Contains(string(raw), secret) || strings.Contains(string(raw), "IyEvYmluL3No") {
-		t.Errorf("a secret is in it:\n%s", raw)
-	}
-	all, err := awscalls.Read(kept)
+	return seen
+}
+
+// wroteDown holds a file to what the cloud got since watch: a line for each call, and
+// one of what became of it. Each call that is named must be among them.
+func (w *world) wroteDown(path string, seen map[string]int, some ...string) {
+	w.t.Helper()
+	all, err := awscalls.Read(path)
 	w.ok(err)
 	written, ended := map[string]int{}, map[int]awscalls.Entry{}
 	for _, e := range all {
@@ -109,7 +92,7 @@ func TestEachCallOfAFleetIsWrittenDownBeforeItIsMade(t *testing.T) {
 		written[e.Call]++
 		// the router goes before the groups, and a group before its last activity ends
 		if end, ok := ended[e.N]; !ok || end.Error != "" || !slices.Contains([]string{"", "ScalingActivityInProgress", "ValidationError"}, end.Code) {
-			t.Errorf("%s ended as %+v, %t", e.Call, end, ok)
+			w.t.Errorf("%s ended as %+v, %t", e.Call, end, ok)
 		}
 	}
 	for action, n := range w.cloud.Calls() {
@@ -119,19 +102,80 @@ func TestEachCallOfAFleetIsWrittenDownBeforeItIsMade(t *testing.T) {
 		}
 		if call == "EBS.PutSnapshotBlock" {
 			if n < 2 {
-				t.Errorf("%d blocks were sent: the test is blind", n)
+				w.t.Errorf("%d blocks were sent: the test is blind", n)
 			}
 			n = 1 // the first of the snapshot
 		}
 		if written[call] != n {
-			t.Errorf("%s: %d calls, %d are written down", call, n, written[call])
+			w.t.Errorf("%s: %d calls, %d are written down", call, n, written[call])
 		}
 	}
-	for _, call := range []string{"EBS.StartSnapshot", "EBS.CompleteSnapshot", "EC2.RegisterImage", "EC2.CreateLaunchTemplate", "EC2.DeleteLaunchTemplate", "AutoScaling.CreateAutoScalingGroup", "AutoScaling.LaunchInstances",
-		"AutoScaling.UpdateAutoScalingGroup", "AutoScaling.DeleteAutoScalingGroup", "ElasticLoadBalancingv2.CreateRule", "ElasticLoadBalancingv2.ModifyRule", "ElasticLoadBalancingv2.DeleteTargetGroup"} {
+	for _, call := range some {
 		if written[call] == 0 || seen[call] == 0 {
-			t.Errorf("%s: %d lines, %d seen before they reached the cloud", call, written[call], seen[call])
+			w.t.Errorf("%s: %d lines, %d seen before they reached the cloud", call, written[call], seen[call])
 		}
 	}
-	t.Logf("%d calls, %d bytes; %v", len(ended), len(raw), written)
+	raw, err := os.ReadFile(path)
+	w.ok(err)
+	if strings.Contains(string(raw), secret) || strings.Contains(string(raw), base64.StdEncoding.EncodeToString([]byte(userData))[:40]) {
+		w.t.Errorf("a secret is in it:\n%s", raw)
+	}
+	w.t.Logf("%d calls, %d bytes; %v", len(ended), len(raw), written)
+}
+
+const userData = "#!/bin/sh\necho this is user data, as long as you like\n# " + secret
+
+// Whatever changes something is on the disk when the cloud gets it, and afterwards
+// what became of it: an AMI that a deployment publishes, groups, targets, weights, a
+// rollback, and the end of it all.
+func TestEachCallOfAFleetIsWrittenDownBeforeItIsMade(t *testing.T) {
+	w := newWorld(t, false, "1")
+	w.images["2"] = disks.Bake(t, w.Store, artifact.Image{Name: "web", Version: "2", Arch: "amd64", Firmware: "bios", Seed: "nocloud", Created: time.Now().UTC().Truncate(time.Second)},
+		slices.Repeat([]byte("2 "), 1<<20))
+	w.d = w.deployer(func(c *asg.Config, _ *alb.Config) { c.Publish, c.Tags = true, map[string]string{"password": secret} })
+	seen := w.watch()
+	for _, v := range []string{"1", "2"} {
+		req := w.request(v, 2)
+		req.Spec.UserData = userData
+		if res, err := w.d.Deploy(t.Context(), req); err != nil {
+			t.Fatalf("%s: %v", res.State, err)
+		}
+	}
+	if res, err := w.d.Rollback(t.Context(), "by hand"); err != nil || res.State != fleet.RolledBack {
+		t.Fatalf("%s: %v", res.State, err)
+	}
+	kept := filepath.Join(w.dir, awscalls.Name) // the fleet's own goes with it
+	w.ok(os.Link(w.calls(), kept))
+	w.destroyed()
+	w.wroteDown(kept, seen, "EBS.StartSnapshot", "EBS.CompleteSnapshot", "EC2.RegisterImage", "EC2.CreateLaunchTemplate", "EC2.DeleteLaunchTemplate",
+		"AutoScaling.CreateAutoScalingGroup", "AutoScaling.LaunchInstances", "AutoScaling.UpdateAutoScalingGroup", "AutoScaling.DeleteAutoScalingGroup",
+		"ElasticLoadBalancingv2.CreateRule", "ElasticLoadBalancingv2.ModifyRule", "ElasticLoadBalancingv2.DeleteTargetGroup")
+}
+
+func TestEachCallOfARefreshIsWrittenDownBeforeItIsMade(t *testing.T) {
+	w := newWorld(t, true, "1", "2")
+	w.somebodys(4)
+	w.d = w.inPlace()
+	seen := w.watch()
+	for _, v := range []string{"1", "2"} {
+		req := w.refresh(v)
+		req.Spec.UserData = userData
+		if req.Wait = v == "1"; !req.Wait {
+			req.Policy.KeepOld = 47 * time.Hour
+		}
+		if res, err := w.d.Deploy(t.Context(), req); err != nil {
+			t.Fatalf("%s: %v", res.State, err)
+		}
+	}
+	if res, err := w.d.Rollback(t.Context(), "by hand"); err != nil || res.State != fleet.RolledBack {
+		t.Fatalf("%s: %v", res.State, err)
+	}
+	w.wroteDown(w.calls(), seen, "EC2.CreateLaunchTemplate", "EC2.DeleteLaunchTemplate", "AutoScaling.StartInstanceRefresh", "AutoScaling.RollbackInstanceRefresh")
+	all, err := awscalls.Read(w.calls())
+	w.ok(err)
+	for n, e := range all { // which one it is, is told by the answer
+		if e.Call == "AutoScaling.StartInstanceRefresh" && (e.With["AutoScalingGroupName"] != "web-prod" || len(all[n+1].Made) != 1) {
+			t.Errorf("%+v came to %+v", e, all[n+1])
+		}
+	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/rebake/rebake/fleet"
 	"github.com/rebake/rebake/fleet/asg"
+	"github.com/rebake/rebake/internal/awscalls"
 	"github.com/rebake/rebake/test/awsfake"
 )
 
@@ -37,7 +38,7 @@ func (w *world) until(what string, so func() bool) {
 // inPlace is the fleet of that group, as a process opens it.
 func (w *world) inPlace() *fleet.Deployer {
 	w.t.Helper()
-	both, err := asg.NewInPlace(asg.Config{Adopt: "web-prod"}, asg.Deps{Store: w.Store, Poll: 5 * ms}, "web")
+	both, err := asg.NewInPlace(asg.Config{Adopt: "web-prod"}, asg.Deps{Store: w.Store, Poll: 5 * ms, Calls: awscalls.Bounded(w.calls())}, "web")
 	w.ok(err)
 	d := w.deployer()
 	d.Pool, d.Router = both, both
