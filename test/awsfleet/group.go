@@ -25,13 +25,13 @@ func (w *World) Group(t testing.TB, name string, n, port int, path string) artif
 		LaunchTemplateData: &types.RequestLaunchTemplateData{ImageId: aws.String(w.AMI(t, own)), InstanceType: types.InstanceTypeT3Small}})
 	ok(t, err)
 	tg, err := w.ELB.CreateTargetGroup(ctx, &elb.CreateTargetGroupInput{Name: aws.String("front"), Protocol: elbtypes.ProtocolEnumHttp, Port: aws.Int32(int32(port)), VpcId: &w.VPC,
-		HealthCheckPath: &path, HealthCheckIntervalSeconds: aws.Int32(5), HealthCheckTimeoutSeconds: aws.Int32(2), HealthyThresholdCount: aws.Int32(2), UnhealthyThresholdCount: aws.Int32(2)})
+		HealthCheckPath: &path, HealthCheckIntervalSeconds: aws.Int32(5), HealthCheckTimeoutSeconds: aws.Int32(4), HealthyThresholdCount: aws.Int32(2), UnhealthyThresholdCount: aws.Int32(2)})
 	ok(t, err)
 	arn := tg.TargetGroups[0].TargetGroupArn
 	_, err = w.ELB.ModifyListener(ctx, &elb.ModifyListenerInput{ListenerArn: &w.Listener, DefaultActions: []elbtypes.Action{{Type: elbtypes.ActionTypeEnumForward, TargetGroupArn: arn}}})
 	ok(t, err)
 	_, err = w.AS.CreateAutoScalingGroup(ctx, &autoscaling.CreateAutoScalingGroupInput{AutoScalingGroupName: &name, MinSize: aws.Int32(0), MaxSize: aws.Int32(20), DesiredCapacity: aws.Int32(int32(n)),
-		VPCZoneIdentifier: aws.String(strings.Join(w.Subnets, ",")), TargetGroupARNs: []string{*arn}, HealthCheckType: aws.String("ELB"), HealthCheckGracePeriod: aws.Int32(300), DefaultInstanceWarmup: aws.Int32(0),
+		VPCZoneIdentifier: aws.String(strings.Join(w.Subnets, ",")), TargetGroupARNs: []string{*arn}, HealthCheckType: aws.String("EC2"), HealthCheckGracePeriod: aws.Int32(300), DefaultInstanceWarmup: aws.Int32(0),
 		LaunchTemplate: &astypes.LaunchTemplateSpecification{LaunchTemplateName: aws.String("terraform"), Version: aws.String("1")}})
 	ok(t, err)
 	until(t, "group "+name, func() bool {
