@@ -331,12 +331,16 @@ func gate(ctx context.Context, pool fleet.Pool, instance string, commands []stri
 	return nil
 }
 
-// TendAll does what the fleets have due, and removes directories of fleets
-// whose destruction was cut off.
+// TendAll does what the fleets have due, and puts away what is here of fleets that
+// were destroyed from elsewhere.
 func TendAll(ctx context.Context, env Env) ([]Removed, error) {
 	all, err := Fleets(ctx, env)
 	var gone []Removed
 	errs := []error{err}
+	if err == nil && env.Shared == "" { // all there are
+		gone, err = env.strays(namesOf(all))
+		errs = append(errs, err)
+	}
 	for _, p := range all {
 		n := p.Name
 		d, err := FleetAt(ctx, env, p)

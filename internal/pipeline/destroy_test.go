@@ -94,4 +94,24 @@ func TestCallsAloneAreNoFleet(t *testing.T) {
 	if err := errors.Join(err, oerr); err != nil || len(names)+len(orphans) > 0 {
 		t.Errorf("fleets %v, orphans %v, %v", names, orphans, err)
 	}
+	if gone, err := TendAll(t.Context(), env); err != nil || len(gone) != 0 {
+		t.Errorf("what may be of a fleet that is being made was put away: %v, %v", gone, err)
+	}
+	env.Now = func() time.Time { return time.Now().Add(25 * time.Hour) }
+	env.Shared = "s3://elsewhere/x"
+	env.Backends.Home = func(context.Context, string) (fleet.Home, error) { return fleet.Local(t.TempDir()), nil }
+	if gone, err := TendAll(t.Context(), env); err != nil || len(gone) != 0 {
+		t.Errorf("not all states were asked, and %v, %v", gone, err)
+	}
+	env.Shared = ""
+	gone, err := TendAll(t.Context(), env)
+	if err != nil || len(gone) != 1 || gone[0].What != env.State.Calls("web") {
+		t.Errorf("%v, %v", gone, err)
+	}
+	if logs, err := os.ReadDir(env.State.Logs()); err != nil || len(logs) != 1 {
+		t.Errorf("%v, %v", logs, err)
+	}
+	if _, err := os.Stat(env.State.Fleet("web")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its directory: %v", err)
+	}
 }
