@@ -230,7 +230,7 @@ func validateCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			if err := errors.Join(pipeline.CheckState(s.Env, tpl), pipeline.CheckFleet(s.Env, tpl)); err != nil {
+			if err := pipeline.CheckFleet(s.Env, tpl); err != nil {
 				return err
 			}
 			version := s.c.String("version")

@@ -231,7 +231,7 @@ func (j *Journal) intend(e Entry) (int, error) {
 		err = j.append(e)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("%s is not made, because it cannot be written down: %w", e.Call, err)
+		return 0, fmt.Errorf("%s is not made, because it cannot be written down: %w; give %s room and let it be written to", e.Call, err, filepath.Dir(j.path))
 	}
 	if block != "" {
 		if j.blocks == nil {

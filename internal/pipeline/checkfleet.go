@@ -20,6 +20,9 @@ func CheckFleet(env Env, tpl *template.Template) error {
 	if tpl.Fleet == nil {
 		return nil
 	}
+	if err := checkState(env, tpl); err != nil {
+		return err
+	}
 	cfg, err := fleetConfig(tpl)
 	if err != nil {
 		return err

@@ -69,7 +69,7 @@ func fleetFor(ctx context.Context, env Env, tpl *template.Template, img artifact
 	if tpl.Fleet == nil {
 		return nil, fleet.Request{}, fmt.Errorf("%s has no fleet: block, so there is nothing to deploy to (`rebake docs fleet`)", tpl.Path)
 	}
-	if err := errors.Join(CheckState(env, tpl), env.onlyThere(ctx, env.placeOf(tpl))); err != nil {
+	if err := errors.Join(checkState(env, tpl), env.onlyThere(ctx, env.placeOf(tpl))); err != nil {
 		return nil, fleet.Request{}, err
 	}
 	cfg, err := fleetConfig(tpl)

@@ -93,9 +93,9 @@ func (e Env) pastOf(ctx context.Context, tpl *template.Template) (fleet.History,
 	return h, nil
 }
 
-// CheckState refuses shared state for a fleet whose instances or router are of
+// checkState refuses shared state for a fleet whose instances or router are of
 // one machine: nobody else could do anything with what it says.
-func CheckState(env Env, tpl *template.Template) error {
+func checkState(env Env, tpl *template.Template) error {
 	if tpl.Fleet == nil {
 		return nil
 	}

@@ -49,7 +49,7 @@ type Upped struct {
 //   - does not deploy an image again, unchanged, that the fleet was taken back
 //     from: ErrRolledBack.
 func Up(ctx context.Context, env Env, tpl *template.Template, bake BakeOptions, deploy DeployOptions) (u Upped, err error) {
-	if err := errors.Join(CheckState(env, tpl), CheckFleet(env, tpl)); err != nil { // before anything is baked
+	if err := CheckFleet(env, tpl); err != nil { // before anything is baked
 		return Upped{Outcome: OutcomeFailed}, err
 	}
 	if !bake.IfChanged {
