@@ -39,7 +39,7 @@ func (r Record) refreshed(at view, p Policy, now time.Time) (Record, Action) {
 		switch bad := r.unwell(at, p, now); {
 		case bad != "":
 			return r.fail(at, p, now, "%s", bad)
-		case is.Phase == RefreshDone:
+		case is.Phase == RefreshDone && is.Serves == fresh:
 			return r.enter(Committed, now, 0)
 		case late:
 			return r, wait("the end of the refresh's bake time, which nobody can cut short")
@@ -50,6 +50,9 @@ func (r Record) refreshed(at view, p Policy, now time.Time) (Record, Action) {
 		return r.enter(Retiring, now, p.Drain)
 
 	case Retiring:
+		if r.Old != nil && is.Serves == r.Old.Group { // an answer that is behind
+			return r, wait("the group to launch the new image by itself")
+		}
 		if r.Old != nil && at.has(r.Old.Group) {
 			return r.orLeave(Action{Op: Retire, Group: r.Old.Group}, p, now)
 		}

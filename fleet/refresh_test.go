@@ -11,195 +11,17 @@ import (
 	"time"
 
 	"github.com/rebake/rebake/fleet"
+	"github.com/rebake/rebake/internal/model"
 )
 
-// group is an Auto Scaling group as a refresh needs it, in memory: each look is a
-// moment in which at most one instance is replaced. It is pool and router.
+// group is a group in memory, with a clock.
 type group struct {
-	at        time.Time
-	templates map[fleet.GroupID]fleet.GroupID // and what was launched before it
-	own       fleet.GroupID
-	in        []inst
-	is        fleet.RefreshState
-	bake      int
-	sick      map[string]bool // versions
-	version   map[fleet.GroupID]string
-	n         int
-
-	before, after func(call string) error // of each call that changes something
-	disturb       func()
+	*model.Group
+	at time.Time
 }
-
-type inst struct {
-	id   string
-	of   fleet.GroupID
-	well bool
-}
-
-var errUnasked = errors.New("a refresh does not do this")
 
 func newGroup(size int) *group {
-	g := &group{at: time.Date(2026, 11, 29, 8, 0, 0, 0, time.UTC), templates: map[fleet.GroupID]fleet.GroupID{}, sick: map[string]bool{}, version: map[fleet.GroupID]string{},
-		before: func(string) error { return nil }, after: func(string) error { return nil }, disturb: func() {}}
-	for range size {
-		g.in = append(g.in, inst{id: g.id(), well: true})
-	}
-	return g
-}
-
-func (g *group) id() string { g.n++; return fmt.Sprintf("i-%04d", g.n) }
-
-// step is what Auto Scaling does in a moment.
-func (g *group) step() {
-	g.disturb()
-	for i, one := range g.in {
-		if !one.well && !g.sick[g.version[one.of]] {
-			g.in[i].well = true
-			return
-		}
-	}
-	to := g.is.To
-	switch g.is.Phase {
-	case fleet.RefreshTurning:
-		to = g.own
-	case fleet.RefreshBakes:
-		if g.bake--; g.bake <= 0 {
-			g.is.Phase, g.own = fleet.RefreshDone, g.is.To
-		}
-		return
-	case fleet.RefreshRuns:
-		if g.is.ID[0] == 'b' { // one to what was there before
-			to = g.templates[fleet.GroupID{Deployment: g.is.ID}]
-		}
-	default:
-		return
-	}
-	for i, one := range g.in {
-		switch {
-		case one.of != to:
-			g.in[i] = inst{id: g.id(), of: to}
-			return
-		case !one.well:
-			return // it waits for it
-		}
-	}
-	switch {
-	case g.is.Phase == fleet.RefreshTurning:
-		g.is.Phase = fleet.RefreshTurned
-	case g.bake > 0:
-		g.is.Phase = fleet.RefreshBakes
-	default:
-		g.is.Phase, g.own = fleet.RefreshDone, to
-	}
-}
-
-func (g *group) change(call string, f func() error) error {
-	if err := g.before(call); err != nil {
-		return err
-	}
-	if err := f(); err != nil {
-		return err
-	}
-	return g.after(call)
-}
-
-func (g *group) Refreshing(context.Context) (fleet.RefreshState, error) {
-	g.step()
-	is := g.is
-	is.Serves, is.Size = g.own, len(g.in)
-	return is, nil
-}
-
-func (g *group) Replace(_ context.Context, id fleet.GroupID, spec fleet.Spec, b fleet.Bounds) error {
-	return g.change("replace", func() error {
-		if g.is.Active() && g.is.To != id {
-			return fleet.ErrRefreshing
-		}
-		if g.is.To == id {
-			return nil
-		}
-		if _, ok := g.templates[id]; !ok {
-			g.templates[id], g.version[id] = g.own, spec.Image.Version
-		}
-		g.is, g.bake = fleet.RefreshState{ID: "f" + id.Deployment, To: id, Phase: fleet.RefreshRuns}, int(b.Bake/time.Second)
-		return nil
-	})
-}
-
-func (g *group) TakeBack(_ context.Context, id fleet.GroupID, _ fleet.Bounds) error {
-	return g.change("take back", func() error {
-		switch {
-		case g.is.To == id && (g.is.Phase == fleet.RefreshRuns || g.is.Phase == fleet.RefreshBakes):
-			g.is.Phase, g.is.Why = fleet.RefreshTurning, "somebody said so"
-		case !g.is.Active():
-			to := g.own
-			if to == id {
-				to = g.templates[id]
-			}
-			g.is, g.bake = fleet.RefreshState{ID: "b" + id.Deployment, Phase: fleet.RefreshRuns}, 0
-			g.templates[fleet.GroupID{Deployment: g.is.ID}] = to // where to, by the refresh
-		}
-		return nil
-	})
-}
-
-func (g *group) Retire(_ context.Context, id fleet.GroupID) error {
-	return g.change("retire", func() error {
-		for _, i := range g.in {
-			if i.of == id || g.own == id {
-				return errors.New("it is needed")
-			}
-		}
-		delete(g.templates, id)
-		return nil
-	})
-}
-
-func (g *group) Groups(context.Context, string) (out []fleet.Group, err error) {
-	for id := range g.templates {
-		if id.Fleet == "" {
-			continue
-		}
-		one := fleet.Group{ID: id, Image: image(g.version[id]).Digest}
-		for _, i := range g.in {
-			if i.of == id {
-				one.Instances = append(one.Instances, fleet.Instance{ID: i.id, Running: true, Ports: map[int]string{80: i.id + ":80"}})
-			}
-		}
-		out = append(out, one)
-	}
-	return out, nil
-}
-
-func (g *group) Status(context.Context) (fleet.RouterStatus, error) {
-	st := fleet.RouterStatus{Up: true, Weights: map[fleet.Slot]int{}, Members: map[fleet.Slot][]fleet.MemberStatus{}}
-	for _, i := range g.in {
-		if i.of.Fleet == "" {
-			continue
-		}
-		m := fleet.MemberStatus{Member: fleet.Member{ID: i.id, Addr: i.id + ":80"}, Admin: "ready", Check: "L7OK", Healthy: i.well}
-		if !i.well && g.sick[g.version[i.of]] {
-			m.Check = "L7STS/500"
-		} else if !i.well {
-			m.Check = "not checked often enough yet"
-		}
-		st.Members[i.of.Slot] = append(st.Members[i.of.Slot], m)
-		st.Weights[i.of.Slot] += 1000 / len(g.in)
-	}
-	return st, nil
-}
-
-func (g *group) Size(context.Context, fleet.GroupID) (int, error)         { return len(g.in), nil }
-func (g *group) Ensure(context.Context) error                             { return nil }
-func (g *group) Remove(context.Context) error                             { return nil }
-func (g *group) Launch(context.Context, fleet.GroupID, fleet.Spec) error  { return errUnasked }
-func (g *group) End(context.Context, fleet.GroupID, string) error         { return errUnasked }
-func (g *group) Attach(context.Context, fleet.Slot, []fleet.Member) error { return errUnasked }
-func (g *group) Ready(context.Context, fleet.Slot) error                  { return errUnasked }
-func (g *group) SetWeights(context.Context, map[fleet.Slot]int) error     { return errUnasked }
-func (g *group) Drain(context.Context, fleet.Slot, ...string) error       { return errUnasked }
-func (g *group) Detach(context.Context, fleet.Slot, bool, ...string) (int, error) {
-	return 0, errUnasked
+	return &group{model.NewGroup(size), time.Date(2026, 11, 29, 8, 0, 0, 0, time.UTC)}
 }
 
 // open is the fleet as a process opens it, by the group's clock.
@@ -216,36 +38,33 @@ func refreshOf(version string) fleet.Request {
 // settled checks that what the books say is what the group is.
 func (g *group) settled(t *testing.T, d *fleet.Deployer, what string) {
 	t.Helper()
+	var is fleet.RefreshState
 	for range 100 {
-		g.step()
+		var err error
+		if is, err = g.Refreshing(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	h, err := d.History(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := fleet.GroupID{}
+	want, templates := fleet.GroupID{}, 0
 	if cur := h.Current(); cur != nil {
-		want = cur.Group
+		want, templates = cur.Group, 1
 	}
 	if last := h.Last(); last == nil || !last.State.Finished() {
 		t.Errorf("%s: it is not over: %+v", what, last)
 	}
-	if g.own != want {
-		t.Errorf("%s: the group launches by %v, and the books say %v", what, g.own, want)
+	if is.Serves != want || is.Active() {
+		t.Errorf("%s: the group launches by %v (%s), and the books say %v", what, is.Serves, is.Phase, want)
 	}
-	for _, i := range g.in {
-		if i.of != want || !i.well {
-			t.Errorf("%s: %s is of %v and well: %v, want %v", what, i.id, i.of, i.well, want)
-		}
+	if n, well := g.Of(want); n != is.Size || well != n {
+		t.Errorf("%s: %d of %d instances are of %v, %d are well", what, n, is.Size, want, well)
 	}
-	n := 0
-	for id := range g.templates {
-		if id.Fleet != "" {
-			n++
-		}
-	}
-	if most := map[bool]int{true: 0, false: 1}[want == fleet.GroupID{}]; n != most {
-		t.Errorf("%s: %d launch templates are left, want %d", what, n, most)
+	gs, err := g.Groups(t.Context(), "web")
+	if err != nil || len(gs) != templates {
+		t.Errorf("%s: %d launch templates are left, want %d: %v", what, len(gs), templates, err)
 	}
 }
 
@@ -272,10 +91,10 @@ func TestRefreshesInRandomWorlds(t *testing.T) {
 	for seed := range uint64(max(40, *runsFlag/400)) {
 		r := rand.New(rand.NewPCG(seed, 7))
 		g, dir := newGroup(4), t.TempDir()
-		g.sick["3"] = true
+		g.Sick[image("3").Digest] = true
 		busy := true
 		odds := func(p float64) bool { return busy && r.Float64() < p }
-		g.before = func(string) error {
+		g.Before = func(string) error {
 			if odds(0.05) {
 				panic(killed{})
 			}
@@ -284,7 +103,7 @@ func TestRefreshesInRandomWorlds(t *testing.T) {
 			}
 			return nil
 		}
-		g.after = func(string) error {
+		g.After = func(string) error {
 			if odds(0.05) {
 				panic(killed{})
 			}
@@ -293,12 +112,12 @@ func TestRefreshesInRandomWorlds(t *testing.T) {
 			}
 			return nil
 		}
-		g.disturb = func() {
-			switch {
-			case odds(0.003) && g.is.Active():
-				g.is.Phase, g.is.Why = fleet.RefreshEnded, "somebody cancelled it"
-			case odds(0.003) && g.is.Phase == fleet.RefreshRuns && g.is.ID[0] == 'f':
-				g.is.Phase, g.is.Why = fleet.RefreshTurning, "an alarm"
+		g.Moment = func() {
+			if odds(0.003) {
+				g.Cancel()
+			}
+			if odds(0.003) {
+				g.Turn("an alarm")
 			}
 		}
 		open := func() *fleet.Deployer {
@@ -370,15 +189,14 @@ func TestRefreshesInRandomWorlds(t *testing.T) {
 func TestNothingIsBegunOverSomebodyElsesRefresh(t *testing.T) {
 	g := newGroup(4)
 	d := g.open(t.TempDir())
-	g.is = fleet.RefreshState{ID: "x1", Phase: fleet.RefreshBakes}
-	g.bake = 1 << 30
+	g.Begin("x1")
 	called := false
-	g.before = func(string) error { called = true; return nil }
+	g.Before = func(string) error { called = true; return nil }
 	res, err := d.Deploy(t.Context(), refreshOf("1"))
 	if !errors.Is(err, fleet.ErrBlocked) || !strings.Contains(res.Reason, "x1") || called {
 		t.Fatalf("%s: %v; called: %v", res.State, err, called)
 	}
-	g.is.Phase = fleet.RefreshEnded
+	g.Cancel()
 	if res, err = d.Resume(t.Context(), true); err != nil || res.State != fleet.Done {
 		t.Fatalf("%s: %v", res.State, err)
 	}
@@ -393,12 +211,7 @@ func TestGatesOfARefresh(t *testing.T) {
 		d := g.open(t.TempDir())
 		least := 4 // of the old image
 		d.Ask = func(context.Context, fleet.Question) (fleet.Verdict, string, error) {
-			old := 0
-			for _, i := range g.in {
-				if i.of.Fleet == "" {
-					old++
-				}
-			}
+			old, _ := g.Of(fleet.GroupID{})
 			least = min(least, old)
 			return verdict, "it says so", nil
 		}
@@ -471,7 +284,7 @@ func TestTheForecastOfARefresh(t *testing.T) {
 		t.Fatalf("%s: %v", res.State, err)
 	}
 	g.settled(t, d, "the plan that was approved")
-	g.in = append(g.in, inst{id: g.id(), of: g.own, well: true})
+	g.Grow(1)
 	d.Books, d.Dir = fleet.Local(filepath.Dir(d.Dir)).Books(filepath.Base(d.Dir)), "" // as the pipeline opens it
 	for version, want := range map[string]int{"1": 4, "2": 5} {
 		req := refreshOf(version)

@@ -199,7 +199,7 @@ func (g *InPlace) Fence(ctx context.Context, epoch int64) error {
 // Prepare implements fleet.Preparer: the image can be launched, and the group can
 // be refreshed, and turned round.
 func (g *InPlace) Prepare(ctx context.Context, spec fleet.Spec) error {
-	now, err := g.group(ctx)
+	now, is, err := g.look(ctx)
 	if err != nil {
 		return err
 	}
@@ -212,10 +212,6 @@ func (g *InPlace) Prepare(ctx context.Context, spec fleet.Spec) error {
 			return fmt.Errorf("process %s of group %s is suspended (%s), so it cannot be refreshed: `aws autoscaling resume-processes --auto-scaling-group-name %s --scaling-processes %s` lets it work",
 				name, now.name(), aws.ToString(s.SuspensionReason), now.name(), name)
 		}
-	}
-	is, err := g.refreshing(ctx, now)
-	if err != nil {
-		return err
 	}
 	if is.Active() && is.To == (fleet.GroupID{}) { // one of the fleet's is waited for
 		return fmt.Errorf("%w: %s of group %s goes on: wait for its end, or cancel it", fleet.ErrRefreshing, is.ID, now.name())
@@ -325,11 +321,7 @@ func (g *InPlace) Retire(ctx context.Context, id fleet.GroupID) error {
 	}
 	kept := false
 	err = g.p.wait(ctx, func() (string, error) {
-		now, err := g.group(ctx)
-		if err != nil {
-			return "", err
-		}
-		is, err := g.refreshing(ctx, now)
+		now, is, err := g.look(ctx)
 		if err != nil {
 			return "", err
 		}

@@ -19,24 +19,33 @@ import (
 
 // Refreshing implements fleet.InPlace.
 func (g *InPlace) Refreshing(ctx context.Context) (fleet.RefreshState, error) {
-	now, err := g.group(ctx)
-	if err != nil {
-		return fleet.RefreshState{}, err
-	}
-	return g.refreshing(ctx, now)
+	_, is, err := g.look(ctx)
+	return is, err
 }
 
-func (g *InPlace) refreshing(ctx context.Context, now *group) (fleet.RefreshState, error) {
-	st := fleet.RefreshState{Serves: g.of(launches(now.AutoScalingGroup)), Size: len(now.live())}
+// look is the group and its newest refresh. That comes first: once it is seen to be
+// done, the group launches by what it was to.
+func (g *InPlace) look(ctx context.Context) (now *group, st fleet.RefreshState, err error) {
+	if err := g.connect(ctx); err != nil {
+		return nil, st, err
+	}
 	// There is one at a time, and the newest comes first.
 	out, err := g.p.as.DescribeInstanceRefreshes(ctx, &autoscaling.DescribeInstanceRefreshesInput{AutoScalingGroupName: &g.p.cfg.Adopt, MaxRecords: aws.Int32(1)})
-	if err != nil {
-		return st, fmt.Errorf("ask how group %s is being refreshed: %w", g.p.cfg.Adopt, err)
+	if err != nil && !gone(err) {
+		return nil, st, fmt.Errorf("ask how group %s is being refreshed: %w", g.p.cfg.Adopt, err)
 	}
-	if len(out.InstanceRefreshes) == 0 {
-		return st, nil
+	if now, err = g.group(ctx); err != nil {
+		return nil, st, err
 	}
-	r := out.InstanceRefreshes[0]
+	st.Serves, st.Size = g.of(launches(now.AutoScalingGroup)), len(now.live())
+	if out != nil && len(out.InstanceRefreshes) > 0 {
+		g.read(out.InstanceRefreshes[0], &st)
+	}
+	return now, st, nil
+}
+
+// read is what a refresh tells.
+func (g *InPlace) read(r astypes.InstanceRefresh, st *fleet.RefreshState) {
 	st.ID, st.Why = aws.ToString(r.InstanceRefreshId), aws.ToString(r.StatusReason)
 	if d := r.RollbackDetails; d != nil && aws.ToString(d.RollbackReason) != "" {
 		st.Why = aws.ToString(d.RollbackReason)
@@ -63,7 +72,6 @@ func (g *InPlace) refreshing(ctx context.Context, now *group) (fleet.RefreshStat
 	default:
 		st.Phase = fleet.RefreshRuns
 	}
-	return st, nil
 }
 
 // Replace implements fleet.InPlace. A refresh has no client token: one that goes
@@ -72,7 +80,7 @@ func (g *InPlace) Replace(ctx context.Context, id fleet.GroupID, spec fleet.Spec
 	if err := g.p.check(id); err != nil {
 		return err
 	}
-	now, err := g.group(ctx)
+	now, is, err := g.look(ctx)
 	if err != nil {
 		return err
 	}
@@ -80,11 +88,7 @@ func (g *InPlace) Replace(ctx context.Context, id fleet.GroupID, spec fleet.Spec
 	if err != nil {
 		return err
 	}
-	if err := g.current(all); err != nil {
-		return err
-	}
-	is, err := g.refreshing(ctx, now)
-	if err != nil || is.To == id {
+	if err := g.current(all); err != nil || is.To == id {
 		return err
 	}
 	if is.Active() {
@@ -111,7 +115,7 @@ func (g *InPlace) Replace(ctx context.Context, id fleet.GroupID, spec fleet.Spec
 
 // TakeBack implements fleet.InPlace.
 func (g *InPlace) TakeBack(ctx context.Context, id fleet.GroupID, b fleet.Bounds) error {
-	now, err := g.group(ctx)
+	now, is, err := g.look(ctx)
 	if err != nil {
 		return err
 	}
@@ -120,10 +124,6 @@ func (g *InPlace) TakeBack(ctx context.Context, id fleet.GroupID, b fleet.Bounds
 		return err
 	}
 	if err := g.current(all); err != nil {
-		return err
-	}
-	is, err := g.refreshing(ctx, now)
-	if err != nil {
 		return err
 	}
 	if is.To == id && (is.Phase == fleet.RefreshRuns || is.Phase == fleet.RefreshBakes) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rebake/rebake/artifact"
 	"github.com/rebake/rebake/fleet"
@@ -81,5 +82,17 @@ func testRouter(t *testing.T, wrap func(fleet.Router) fleet.Router) {
 			},
 			Kill: func(*testing.T) { real.Kill() },
 		}
+	})
+}
+
+func TestGroup(t *testing.T) {
+	conformance.InPlace(t, func(t *testing.T) conformance.InPlaceWorld {
+		g := model.NewGroup(4)
+		return conformance.InPlaceWorld{Group: g, Bake: 1e6 * time.Second, Cancel: func(*testing.T) { g.Cancel() },
+			Spec: func(n int, sick bool) fleet.Spec {
+				d := artifact.Digest(fmt.Sprintf("sha256:%d", n))
+				g.Sick[d] = sick
+				return fleet.Spec{Image: artifact.Image{Digest: d}, Size: 4, Ports: []int{80}}
+			}}
 	})
 }

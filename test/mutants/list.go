@@ -47,7 +47,7 @@ var mutants = []mutant{
 	{"a deployment begins although one is unfinished", "deployer.go", "			if r.State == Blocked || r.State == Paused || !reflect.DeepEqual(r.New.Spec, req.Spec) {", "			if r.State == Blocked || r.State == Paused {"},
 	{"a refresh begins over somebody else's", "refresh.go", "		if is.Active() && !mine {", "		if is.Active() && !mine && now.IsZero() {"},
 	{"a refresh that turned round is taken for one that goes on", "refresh.go", "	case is.Phase == RefreshTurning, is.Phase == RefreshTurned, is.Phase == RefreshEnded:", "	case is.Phase == RefreshTurned, is.Phase == RefreshEnded && is.Size < 0:"},
-	{"a refresh is committed before it can be", "refresh.go", "		case is.Phase == RefreshDone:\n			return r.enter(Committed, now, 0)", "		case is.Phase == RefreshDone || late:\n			return r.enter(Committed, now, 0)"},
+	{"a refresh is committed before it can be", "refresh.go", "		case is.Phase == RefreshDone && is.Serves == fresh:\n			return r.enter(Committed, now, 0)", "		case is.Phase == RefreshDone || late:\n			return r.enter(Committed, now, 0)"},
 	{"a refresh that gets no further is waited for", "refresh.go", "	case !now.Before(r.Deadline):\n		return r.fail", "	case now.IsZero():\n		return r.fail"},
 	{"a refresh to what answers wrongly goes on", "refresh.go", "	case p.Refuse > 0 && now.Sub(r.Wrong) >= p.Refuse:", "	case p.Refuse > 0 && now.IsZero():"},
 	{"new instances are left after a refresh was taken back", "refresh.go", "	case !forward && !is.Active() && at.total == 0 && is.Serves != fresh:", "	case !forward && !is.Active():"},
