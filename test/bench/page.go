@@ -337,7 +337,7 @@ func (p *page) tuning() {
 		p.printf("| `use_backing_file: true`: **used for all that is above** | %d | %s |\n", s.N, s)
 	}
 	if p.noBackingFile != "" {
-		p.printf("\n`use_backing_file: true` does not work with these versions and is left out:\n\n```\n%s\n```\n", excerpt(p.noBackingFile))
+		p.printf("\n`use_backing_file: true` does not work with these versions and is left out:\n\n```\n%s\n```\n", strings.ReplaceAll(excerpt(p.noBackingFile), p.work+string(filepath.Separator), ""))
 	}
 }
 
@@ -387,7 +387,8 @@ func (p *page) settings() error {
 	for _, k := range []struct{ tool, scenario string }{{"packer", "real"}, {"rebake", "real: first build"}, {"packer", "files"}, {"rebake", "files: first build"}} {
 		for _, r := range p.runs {
 			if r.Tool == k.tool && r.Scenario == k.scenario {
-				p.printf("%s\n", strings.ReplaceAll(r.Command, p.work+"/", ""))
+				program, rest, _ := strings.Cut(r.Command, " ") // wherever it lies
+				p.printf("%s %s\n", filepath.Base(program), strings.ReplaceAll(rest, p.work+"/", ""))
 				break
 			}
 		}
