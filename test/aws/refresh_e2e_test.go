@@ -5,6 +5,7 @@ package aws
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rebake/rebake/fleet/asg"
 )
@@ -13,6 +14,7 @@ import (
 // looked at before, killed in the middle, turned round, let go.
 func TestAGroupIsRefreshedAsAPersonTypesIt(t *testing.T) {
 	r := newRig(t)
+	r.cloud.Set(func() { r.cloud.Delays.Stall = 100 * time.Hour }) // what is to be seen is what rebake does about it
 	v0 := r.AMI(t, r.Group(t, "web-prod", 3, 80, "/"))
 	r.write("web.yaml", `name: web
 build:

@@ -231,7 +231,7 @@ func (r *region) refreshState(g *group, f *refresh) bool {
 			}
 		}
 	}
-	if f.Status != asgtypes.InstanceRefreshStatusBaking && f.pause.IsZero() && time.Since(f.progress) > r.cloud.wall(time.Hour) {
+	if f.Status != asgtypes.InstanceRefreshStatusBaking && f.pause.IsZero() && time.Since(f.progress) > r.cloud.wall(r.cloud.Delays.Stall) {
 		r.backOut(g, f, "No progress for one hour")
 		return true
 	}

@@ -80,6 +80,7 @@ type Delays struct {
 	Register     time.Duration // until a registered target is looked at
 	Cooldown     time.Duration // of deregistration protection
 	Routes       time.Duration // until a changed rule is used
+	Stall        time.Duration // until a refresh that gets no further fails
 }
 
 // Call is one request that the cloud got.
@@ -101,7 +102,7 @@ func New() *Cloud {
 		buckets: map[string]*level{}, replies: map[string]*answer{}, calls: map[string]int{},
 		Delays: Delays{Pending: 20 * time.Second, Stopping: 15 * time.Second, ShuttingDown: 15 * time.Second, Terminated: time.Hour,
 			Snapshot: 30 * time.Second, Image: 30 * time.Second, Scale: 5 * time.Second, Metric: time.Minute,
-			Register: time.Second, Cooldown: 24 * time.Hour}}
+			Register: time.Second, Cooldown: 24 * time.Hour, Stall: time.Hour}}
 }
 
 // Start runs a cloud a thousand times as fast as AWS until the test ends, and

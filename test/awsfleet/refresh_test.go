@@ -23,6 +23,7 @@ import (
 // somebodys is a group of n instances of an AMI of its own, version 0.
 func (w *world) somebodys(n int) {
 	w.t.Helper()
+	w.cloud.Set(func() { w.cloud.Delays.Stall = 100 * time.Hour }) // what is to be seen is what rebake does about it, however busy the machine
 	w.images["0"] = w.Group(w.t, "web-prod", n, guestPort, "/health")
 }
 
