@@ -91,7 +91,7 @@ func TestRefreshesInRandomWorlds(t *testing.T) {
 	for seed := range uint64(max(40, *runsFlag/400)) {
 		r := rand.New(rand.NewPCG(seed, 7))
 		g, dir := newGroup(4), t.TempDir()
-		g.Sick[image("3").Digest] = true
+		g.Sick[image("3").Digest] = "L7STS/500"
 		busy := true
 		odds := func(p float64) bool { return busy && r.Float64() < p }
 		g.Before = func(string) error {
@@ -122,7 +122,11 @@ func TestRefreshesInRandomWorlds(t *testing.T) {
 		}
 		open := func() *fleet.Deployer {
 			d := g.open(dir)
-			d.Recorded = func(string, string) {
+			d.Poll = time.Duration(1+seed%3) * time.Second // the group's bake time is over when it says so, not by our clock
+			d.Recorded = func(kind, what string) {
+				if kind == "transition" && what == string(fleet.Committed) && g.Phase() != fleet.RefreshDone {
+					t.Errorf("seed %d: committed while the refresh %s", seed, g.Phase())
+				}
 				if odds(0.03) {
 					panic(killed{})
 				}
@@ -209,10 +213,13 @@ func TestGatesOfARefresh(t *testing.T) {
 	for verdict, want := range map[fleet.Verdict]string{fleet.Fail: "gate smoke: it says so", fleet.Inconclusive: "inconclusive after"} {
 		g := newGroup(4)
 		d := g.open(t.TempDir())
-		least := 4 // of the old image
+		old := -1 // instances of it that there were when it went back
+		d.Recorded = func(kind, what string) {
+			if kind == "transition" && what == string(fleet.Restoring) && old < 0 {
+				old, _ = g.Of(fleet.GroupID{})
+			}
+		}
 		d.Ask = func(context.Context, fleet.Question) (fleet.Verdict, string, error) {
-			old, _ := g.Of(fleet.GroupID{})
-			least = min(least, old)
 			return verdict, "it says so", nil
 		}
 		req := refreshOf("1")
@@ -221,10 +228,33 @@ func TestGatesOfARefresh(t *testing.T) {
 		if !errors.Is(err, fleet.ErrRolledBack) || !strings.Contains(res.Reason, want) {
 			t.Errorf("%s: %s: %v", verdict, res.State, err)
 		}
-		if early := least > 0; early != (verdict == fleet.Fail) {
-			t.Errorf("%s: it was stopped with %d old instances left", verdict, least)
+		if early := old >= 2; early != (verdict == fleet.Fail) { // it is known once one of four serves
+			t.Errorf("%s: it was stopped with %d old instances left", verdict, old)
 		}
 		g.settled(t, d, string(verdict))
+	}
+}
+
+// An image that answers wrongly is refused as soon as the template says; one that
+// says nothing at all once no more instance comes to serve in the time for that.
+func TestARefreshToWhatNeverServesIsTakenBack(t *testing.T) {
+	for says, want := range map[string]struct {
+		reason string
+		within time.Duration
+	}{
+		"L7STS/500":            {"has answered wrongly for 2", time.Minute},
+		"no answer in time":    {"no other came to serve within 2m5s", 4 * time.Minute},
+		"not registered at it": {"no other came to serve within 2m5s", 4 * time.Minute},
+	} {
+		g := newGroup(4)
+		g.Sick[image("1").Digest] = says
+		d := g.open(t.TempDir())
+		began := g.at
+		res, err := d.Deploy(t.Context(), refreshOf("1"))
+		if !errors.Is(err, fleet.ErrRolledBack) || !strings.Contains(res.Reason, want.reason) || g.at.Sub(began) > want.within {
+			t.Errorf("%s: after %s: %s: %v", says, g.at.Sub(began), res.State, err)
+		}
+		g.settled(t, d, says)
 	}
 }
 

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,7 +16,7 @@ import (
 // in which one instance is replaced, or becomes well, or a refresh comes to its next
 // phase; nothing else moves it. It is for one goroutine.
 type Group struct {
-	Sick map[artifact.Digest]bool // images whose instances answer 500
+	Sick map[artifact.Digest]string // what the checks of an image's instances say for ever, such as L7STS/500
 
 	// Before and After are called around each call that changes something, with its
 	// name; an error of Before is given instead of the call, one of After instead of
@@ -49,7 +50,7 @@ var _ fleet.InPlace = (*Group)(nil)
 
 // NewGroup is a group of so many instances of somebody else's image.
 func NewGroup(size int) *Group {
-	g := &Group{Sick: map[artifact.Digest]bool{}, templates: map[fleet.GroupID]template{}}
+	g := &Group{Sick: map[artifact.Digest]string{}, templates: map[fleet.GroupID]template{}}
 	g.Grow(size)
 	for i := range g.in {
 		g.in[i].well = true
@@ -102,13 +103,16 @@ func (g *Group) Begin(id string) {
 	g.is, g.bake = fleet.RefreshState{ID: id, Phase: fleet.RefreshBakes}, 1<<30
 }
 
+// Phase is that of the newest refresh; no time passes.
+func (g *Group) Phase() fleet.RefreshPhase { return g.is.Phase }
+
 // moment is what Auto Scaling does between two looks.
 func (g *Group) moment() {
 	if g.Moment != nil {
 		g.Moment()
 	}
 	for i, m := range g.in {
-		if !m.well && !g.Sick[g.templates[m.of].image] {
+		if !m.well && g.Sick[g.templates[m.of].image] == "" {
 			g.in[i].well = true
 			return
 		}
@@ -254,12 +258,8 @@ func (g *Group) Status(ctx context.Context) (fleet.RouterStatus, error) {
 			continue
 		}
 		s := fleet.MemberStatus{Member: fleet.Member{ID: m.id}, Admin: "ready", Check: "L7OK", Healthy: m.well}
-		switch {
-		case m.well:
-		case g.Sick[g.templates[m.of].image]:
-			s.Check = "L7STS/500"
-		default:
-			s.Check = "not checked often enough yet"
+		if !m.well {
+			s.Check = cmp.Or(g.Sick[g.templates[m.of].image], "not checked often enough yet")
 		}
 		for _, p := range g.templates[m.of].ports {
 			s.Addr = fmt.Sprintf("%s:%d", m.id, p)

@@ -91,7 +91,9 @@ func TestGroup(t *testing.T) {
 		return conformance.InPlaceWorld{Group: g, Bake: 1e6 * time.Second, Cancel: func(*testing.T) { g.Cancel() },
 			Spec: func(n int, sick bool) fleet.Spec {
 				d := artifact.Digest(fmt.Sprintf("sha256:%d", n))
-				g.Sick[d] = sick
+				if sick {
+					g.Sick[d] = "L7STS/500"
+				}
 				return fleet.Spec{Image: artifact.Image{Digest: d}, Size: 4, Ports: []int{80}}
 			}}
 	})
