@@ -314,9 +314,13 @@ func TestTheForecastOfARefresh(t *testing.T) {
 		t.Fatalf("%s: %v", res.State, err)
 	}
 	g.settled(t, d, "the plan that was approved")
+	if res, err := d.Deploy(t.Context(), refreshOf("2")); err != nil || res.State != fleet.Done {
+		t.Fatalf("%s: %v", res.State, err)
+	}
+	g.settled(t, d, "the next one") // without anybody who tidies up
 	g.Grow(1)
 	d.Books, d.Dir = fleet.Local(filepath.Dir(d.Dir)).Books(filepath.Base(d.Dir)), "" // as the pipeline opens it
-	for version, want := range map[string]int{"1": 4, "2": 5} {
+	for version, want := range map[string]int{"2": 4, "1": 5} {
 		req := refreshOf(version)
 		if n, err := d.Grown(t.Context(), req.Spec, req.Policy, false); err != nil || n != want {
 			t.Errorf("%s in a group that grew to 5: %d, %v, want %d", version, n, err, want)
