@@ -310,8 +310,16 @@ func TestTheForecastOfARefresh(t *testing.T) {
 	}
 	req := refreshOf("1")
 	req.Approve = id
-	if res, err := d.Deploy(t.Context(), req); err != nil || res.State != fleet.Done {
+	res, err := d.Deploy(t.Context(), req)
+	if err != nil || res.State != fleet.Done {
 		t.Fatalf("%s: %v", res.State, err)
+	}
+	var shares []int // of the instances: the first, the step, all
+	for _, c := range res.Weights {
+		shares = append(shares, c.Weights[res.New.Group.Slot])
+	}
+	if fmt.Sprint(shares) != "[250 500 1000]" {
+		t.Errorf("the shares on the way: %v", shares)
 	}
 	g.settled(t, d, "the plan that was approved")
 	if res, err := d.Deploy(t.Context(), refreshOf("2")); err != nil || res.State != fleet.Done {
