@@ -439,7 +439,7 @@ func (s *session) sweep(ctx context.Context) error {
 		known[l.New.Group], known[base] = true, true
 	}
 	for _, g := range o.Groups {
-		if known[g.ID] || len(o.Router.Members[g.ID.Slot]) > 0 && !noneOf(o, g) {
+		if known[g.ID] || g.ID == o.Refresh.Serves || len(o.Router.Members[g.ID.Slot]) > 0 && !noneOf(o, g) {
 			continue
 		}
 		event.Infof(ctx, "ending %d instances of slot %s that no deployment knows", len(g.Instances), g.ID.Slot)

@@ -31,6 +31,32 @@ type InPlace interface {
 	TakeBack(ctx context.Context, id GroupID, b Bounds) error
 }
 
+// Standing refuses what an InPlace does not do: it is embedded by each.
+type Standing struct{}
+
+var errStanding = errors.New("a group that is refreshed in place changes by refreshes alone")
+
+// Launch is of a Pool.
+func (Standing) Launch(context.Context, GroupID, Spec) error { return errStanding }
+
+// End is of a Pool.
+func (Standing) End(context.Context, GroupID, string) error { return errStanding }
+
+// Attach is of a Router.
+func (Standing) Attach(context.Context, Slot, []Member) error { return errStanding }
+
+// Ready is of a Router.
+func (Standing) Ready(context.Context, Slot) error { return errStanding }
+
+// SetWeights is of a Router.
+func (Standing) SetWeights(context.Context, map[Slot]int) error { return errStanding }
+
+// Drain is of a Router.
+func (Standing) Drain(context.Context, Slot, ...string) error { return errStanding }
+
+// Detach is of a Router.
+func (Standing) Detach(context.Context, Slot, bool, ...string) (int, error) { return 0, errStanding }
+
 // ErrRefreshing is of a group that somebody else refreshes.
 var ErrRefreshing = errors.New("somebody else refreshes the group")
 

@@ -25,11 +25,17 @@ import (
 // the one that it launched by before. It is what going back needs.
 const TagBefore = "rebake:before"
 
+// TagModel is of one too: NAME:VERSION of the launch template that it was copied
+// from. It is the one that somebody else made, never one of rebake's: what a template
+// says no more does not live on in copies of copies.
+const TagModel = "rebake:model"
+
 // InPlace is a group that somebody else made and that Auto Scaling refreshes: the
 // strategy refresh. Of the group nothing is changed but by a refresh. What is
 // rebake's is a launch template for each deployment, with the name that a Pool
 // gives its own, so that an instance tells by its template which deployment it is of.
 type InPlace struct {
+	fleet.Standing
 	p *Pool
 
 	once sync.Once
@@ -186,6 +192,11 @@ func (g *InPlace) Fence(ctx context.Context, epoch int64) error {
 			ids = append(ids, aws.ToString(t.LaunchTemplateId))
 		}
 	}
+	return g.mark(ctx, epoch, ids...)
+}
+
+// mark writes an epoch down at launch templates.
+func (g *InPlace) mark(ctx context.Context, epoch int64, ids ...string) error {
 	if len(ids) == 0 {
 		return nil
 	}
@@ -344,8 +355,14 @@ func (g *InPlace) Retire(ctx context.Context, id fleet.GroupID) error {
 		}
 		return "", nil
 	})
-	if err != nil || kept {
+	if err != nil {
 		return err
+	}
+	if kept && all[id].LaunchTemplateId != nil { // whoever begins a fleet here again begins with the first epoch
+		return g.mark(ctx, 0, aws.ToString(all[id].LaunchTemplateId))
+	}
+	if kept {
+		return nil
 	}
 	return g.p.unmake(ctx, id)
 }

@@ -2,7 +2,6 @@ package asg
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -102,11 +101,15 @@ func (g *InPlace) Replace(ctx context.Context, id fleet.GroupID, spec fleet.Spec
 	if err != nil {
 		return err
 	}
-	from, err := g.p.model(ctx)
+	origin := before
+	if own := g.of(launches(now.AutoScalingGroup)); own != (fleet.GroupID{}) {
+		origin = tagOf(all[own], TagModel)
+	}
+	from, err := g.p.model(ctx, origin)
 	if err != nil {
 		return err
 	}
-	template, err := g.p.template(ctx, id, spec, img, from, TagBefore, before)
+	template, err := g.p.template(ctx, id, spec, img, from, TagBefore, before, TagModel, from.template)
 	if err != nil {
 		return err
 	}
@@ -317,33 +320,8 @@ func (g *InPlace) checks(ctx context.Context, now *group) (out []map[string]elbt
 	return out, nil
 }
 
-var errOwn = errors.New("a group that is refreshed in place changes by refreshes alone")
-
 // Ensure implements fleet.Router.
 func (g *InPlace) Ensure(ctx context.Context) error { _, err := g.group(ctx); return err }
 
 // Remove implements fleet.Router: the group goes on as it is.
 func (g *InPlace) Remove(context.Context) error { g.free = true; return nil }
-
-// Launch implements fleet.Pool, by refusing.
-func (g *InPlace) Launch(context.Context, fleet.GroupID, fleet.Spec) error { return errOwn }
-
-// End implements fleet.Pool, by refusing.
-func (g *InPlace) End(context.Context, fleet.GroupID, string) error { return errOwn }
-
-// Attach implements fleet.Router, by refusing.
-func (g *InPlace) Attach(context.Context, fleet.Slot, []fleet.Member) error { return errOwn }
-
-// Ready implements fleet.Router, by refusing.
-func (g *InPlace) Ready(context.Context, fleet.Slot) error { return errOwn }
-
-// SetWeights implements fleet.Router, by refusing.
-func (g *InPlace) SetWeights(context.Context, map[fleet.Slot]int) error { return errOwn }
-
-// Drain implements fleet.Router, by refusing.
-func (g *InPlace) Drain(context.Context, fleet.Slot, ...string) error { return errOwn }
-
-// Detach implements fleet.Router, by refusing.
-func (g *InPlace) Detach(context.Context, fleet.Slot, bool, ...string) (int, error) {
-	return 0, errOwn
-}

@@ -106,7 +106,7 @@ func (p *Pool) create(ctx context.Context, id fleet.GroupID, spec fleet.Spec, ot
 	if err != nil {
 		return nil, err
 	}
-	from, err := p.model(ctx)
+	from, err := p.model(ctx, "")
 	if err != nil {
 		return nil, err
 	}

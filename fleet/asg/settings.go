@@ -24,12 +24,13 @@ type model struct {
 	data     *ec2types.ResponseLaunchTemplateData
 }
 
-// model reads what the configuration names; nil if it names nothing.
-func (p *Pool) model(ctx context.Context) (*model, error) {
+// model reads what the configuration names, with settings from the launch template
+// origin, NAME:VERSION, where it names none ("": from the group's); nil if it names nothing.
+func (p *Pool) model(ctx context.Context, origin string) (*model, error) {
 	if p.cfg.Adopt == "" && p.cfg.LaunchTemplate == "" {
 		return nil, nil
 	}
-	m := &model{template: p.cfg.LaunchTemplate}
+	m := &model{template: orElse(p.cfg.LaunchTemplate, origin)}
 	if p.cfg.Adopt != "" {
 		out, err := p.as.DescribeAutoScalingGroups(ctx, &autoscaling.DescribeAutoScalingGroupsInput{AutoScalingGroupNames: []string{p.cfg.Adopt}})
 		if err != nil {

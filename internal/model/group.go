@@ -16,6 +16,8 @@ import (
 // in which one instance is replaced, or becomes well, or a refresh comes to its next
 // phase; nothing else moves it. It is for one goroutine.
 type Group struct {
+	fleet.Standing
+
 	Sick map[artifact.Digest]string // what the checks of an image's instances say for ever, such as L7STS/500
 
 	// Before and After are called around each call that changes something, with its
@@ -281,31 +283,8 @@ func (g *Group) Status(ctx context.Context) (fleet.RouterStatus, error) {
 // Size implements fleet.Grower.
 func (g *Group) Size(context.Context, fleet.GroupID) (int, error) { return len(g.in), nil }
 
-var errOwn = errors.New("a group that is refreshed in place changes by refreshes alone")
-
 // Ensure implements fleet.Router.
 func (g *Group) Ensure(context.Context) error { return nil }
 
 // Remove implements fleet.Router: the group goes on as it is.
 func (g *Group) Remove(context.Context) error { return nil }
-
-// Launch implements fleet.Pool, by refusing.
-func (g *Group) Launch(context.Context, fleet.GroupID, fleet.Spec) error { return errOwn }
-
-// End implements fleet.Pool, by refusing.
-func (g *Group) End(context.Context, fleet.GroupID, string) error { return errOwn }
-
-// Attach implements fleet.Router, by refusing.
-func (g *Group) Attach(context.Context, fleet.Slot, []fleet.Member) error { return errOwn }
-
-// Ready implements fleet.Router, by refusing.
-func (g *Group) Ready(context.Context, fleet.Slot) error { return errOwn }
-
-// SetWeights implements fleet.Router, by refusing.
-func (g *Group) SetWeights(context.Context, map[fleet.Slot]int) error { return errOwn }
-
-// Drain implements fleet.Router, by refusing.
-func (g *Group) Drain(context.Context, fleet.Slot, ...string) error { return errOwn }
-
-// Detach implements fleet.Router, by refusing.
-func (g *Group) Detach(context.Context, fleet.Slot, bool, ...string) (int, error) { return 0, errOwn }

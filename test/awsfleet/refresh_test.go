@@ -86,6 +86,17 @@ func (w *world) runs(version string, n int) {
 	}
 }
 
+// userData is that of what the group launches, as EC2 keeps it.
+func (w *world) userData() string {
+	w.t.Helper()
+	out, err := w.AS.DescribeAutoScalingGroups(w.t.Context(), &autoscaling.DescribeAutoScalingGroupsInput{AutoScalingGroupNames: []string{"web-prod"}})
+	w.ok(err)
+	lt := out.AutoScalingGroups[0].LaunchTemplate
+	v, err := w.EC2.DescribeLaunchTemplateVersions(w.t.Context(), &ec2.DescribeLaunchTemplateVersionsInput{LaunchTemplateName: lt.LaunchTemplateName, Versions: []string{*lt.Version}})
+	w.ok(err)
+	return aws.ToString(v.LaunchTemplateVersions[0].LaunchTemplateData.UserData)
+}
+
 // templates are the launch templates with the fleet's tag.
 func (w *world) templates(want int) {
 	w.t.Helper()
@@ -130,6 +141,7 @@ func TestAGroupIsRefreshedInPlace(t *testing.T) {
 	}
 
 	long := w.refresh("2")
+	long.Spec.UserData = "#!/bin/sh\n"
 	long.Wait, long.Policy.KeepOld = false, 47*time.Hour
 	if res, err = w.d.Deploy(ctx, long); err != nil || res.State != fleet.Baking {
 		t.Fatalf("%s: %v", res.State, err)
@@ -141,10 +153,15 @@ func TestAGroupIsRefreshedInPlace(t *testing.T) {
 	w.runs("1", 4)
 	w.templates(1)
 
-	if res, err = w.d.Deploy(ctx, w.refresh("2")); err != nil || res.State != fleet.Done {
+	told := w.refresh("2")
+	told.Spec.UserData = "#!/bin/sh\n"
+	if res, err = w.d.Deploy(ctx, told); err != nil || res.State != fleet.Done {
 		t.Fatalf("%s: %v", res.State, err)
 	}
 	w.runs("2", 4)
+	if w.userData() == "" {
+		t.Error("user data was not given")
+	}
 	if res, err = w.d.Rollback(ctx, "by hand"); err == nil && res.State != fleet.Done { // a busy machine may look when all of it is over
 		res, err = w.d.Resume(ctx, true)
 	}
@@ -152,6 +169,9 @@ func TestAGroupIsRefreshedInPlace(t *testing.T) {
 		t.Fatalf("%s: %v", res.State, err)
 	}
 	w.runs("1", 4)
+	if data := w.userData(); data != "" {
+		t.Errorf("user data of the image before lives on: %q", data)
+	}
 
 	w.breaks("3", 500)
 	bad := w.refresh("3")
@@ -165,6 +185,15 @@ func TestAGroupIsRefreshedInPlace(t *testing.T) {
 	w.ok(w.d.Destroy(ctx))
 	w.runs("1", 4)
 	w.templates(1) // the one that it launches by
+
+	// A fleet of the same name begins on what the last one left.
+	if res, err = w.d.Deploy(ctx, bad); !errors.Is(err, fleet.ErrRolledBack) {
+		t.Fatalf("a bad image in a fleet that begins again: %s: %v", res.State, err)
+	}
+	if err := w.d.Tend(ctx, true); err != nil {
+		t.Errorf("what the group launches by is nobody's to tidy up: %v", err)
+	}
+	w.runs("1", 4)
 }
 
 // runs2 is runs where the group's own launch template is not the new one yet.
