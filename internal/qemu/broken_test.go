@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -28,31 +27,17 @@ func TestAGuestThatItsAcceleratorCannotRunIsEndedAtOnce(t *testing.T) {
 			go func() { _ = guest.Wait(); close(ended) }()
 			defer func() { _ = guest.Process.Kill(); <-ended }()
 
-			path := filepath.Join(t.TempDir(), "qmp")
-			l, err := net.Listen("unix", path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer l.Close()
 			asked := make(chan struct{})
-			go func() {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				defer c.Close()
-				_, _ = io.WriteString(c, `{"QMP": {}}`+"\n")
-				sc := bufio.NewScanner(c)
-				sc.Scan() // qmp_capabilities
-				_, _ = io.WriteString(c, `{"return": {}}`+"\n"+`{"event": "STOP"}`+"\n")
-				sc.Scan() // query-status
-				if !strings.Contains(sc.Text(), "query-status") {
-					t.Errorf("asked %s", sc.Text())
+			path := fakeQMP(t, func(c net.Conn, in *bufio.Scanner) {
+				_, _ = io.WriteString(c, `{"event": "STOP"}`+"\n")
+				in.Scan() // query-status
+				if !strings.Contains(in.Text(), "query-status") {
+					t.Errorf("asked %s", in.Text())
 				}
 				_, _ = io.WriteString(c, `{"return": {"status": "`+status+`"}}`+"\n")
 				close(asked)
-				sc.Scan()
-			}()
+				in.Scan()
+			})
 			vm := &VM{rec: record{PID: guest.Process.Pid, Accel: KVM}}
 			mon, err := dialQMP(t.Context(), path, vm.event)
 			if err != nil {

@@ -11,37 +11,44 @@ import (
 	"time"
 )
 
+// fakeQMP greets who calls its socket, answers the first command, and then does what
+// then does before it hangs up.
+func fakeQMP(t *testing.T, then func(c net.Conn, in *bufio.Scanner)) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		_, _ = io.WriteString(c, `{"QMP": {}}`+"\n")
+		in := bufio.NewScanner(c)
+		in.Scan() // qmp_capabilities
+		_, _ = io.WriteString(c, `{"return": {}}`+"\n")
+		then(c, in)
+	}()
+	return path
+}
+
 // A QEMU that hangs up, before or while it is told something, has gone away: the
 // callers of run wait for its end then.
 func TestAQEMUThatHangsUpHasGoneAway(t *testing.T) {
-	for name, answers := range map[string]int{"before a command": 1, "instead of an answer": 1} {
+	for _, name := range []string{"before a command", "instead of an answer"} {
 		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "s")
-			l, err := net.Listen("unix", path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer l.Close()
 			hangUp := make(chan struct{})
-			go func() {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				defer c.Close()
-				_, _ = io.WriteString(c, `{"QMP": {}}`+"\n")
-				sc := bufio.NewScanner(c)
-				for range answers {
-					if sc.Scan() {
-						_, _ = io.WriteString(c, `{"return": {}}`+"\n")
-					}
-				}
+			path := fakeQMP(t, func(_ net.Conn, in *bufio.Scanner) {
 				if name == "before a command" {
 					<-hangUp
 					return
 				}
-				sc.Scan()
-			}()
+				in.Scan()
+			})
 			m, err := dialQMP(t.Context(), path, nil)
 			if err != nil {
 				t.Fatal(err)
@@ -60,24 +67,7 @@ func TestAQEMUThatHangsUpHasGoneAway(t *testing.T) {
 // Whoever waits for a QEMU that is silent is told why the waiting ended, at
 // whatever moment that is.
 func TestASilentQEMUIsLeftForTheContextsCause(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		defer c.Close()
-		_, _ = io.WriteString(c, `{"QMP": {}}`+"\n")
-		sc := bufio.NewScanner(c)
-		sc.Scan()
-		_, _ = io.WriteString(c, `{"return": {}}`+"\n")
-		_, _ = io.Copy(io.Discard, c)
-	}()
+	path := fakeQMP(t, func(c net.Conn, _ *bufio.Scanner) { _, _ = io.Copy(io.Discard, c) })
 	m, err := dialQMP(t.Context(), path, nil)
 	if err != nil {
 		t.Fatal(err)
