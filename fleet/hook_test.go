@@ -43,6 +43,7 @@ func TestHooksAreToldOfEachStage(t *testing.T) {
 					}
 					_, _, killed = w.run(func() (fleet.Result, error) { return w.d.Deploy(t.Context(), req) })
 					if killed {
+						synctest.Wait() // what the killed one is telling is told before anybody goes on, as its process would be gone
 						if _, err := w.d.Resume(t.Context(), true); err != nil && !errors.Is(err, fleet.ErrRolledBack) && !errors.Is(err, fleet.ErrNothing) {
 							t.Fatal(err)
 						}
